@@ -1,0 +1,42 @@
+"""Prepare the data if needed, train, evaluate, write the report.
+
+usage: loopmoe train [GROUP=PRESET ...] [setting=value ...]
+
+  loopmoe train                                   the quickstart: loopmoe_tiny, 2 processes
+  loopmoe train model=vanilla_tiny name=twin      its non-looped twin
+  loopmoe train experiment=smoke                  a minute, to see that everything works
+  loopmoe train data.source=~/texts data.path=datasets/texts name=texts
+
+Groups: model parallel cluster data tokenizer optim memory checkpoint observe launcher
+experiment. The composed run is written to runs/<name>/run.yaml; the same command continues
+a run that was stopped. Ctrl-C finishes the step and saves; a second one kills.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import List
+
+
+def run(argv: List[str]) -> int:
+    """Compose, check, prepare, launch, report; returns the exit code."""
+    os.environ["LOOPMOE_STARTED"] = str(time.time())
+    from loopmoe_train.config.compose import compose
+    from loopmoe_train.config.run_file import run_dir, save
+    from loopmoe_train.data.prepare import ensure_prepared
+    from loopmoe_train.launcher.local import launch
+    from loopmoe_train.launcher.preflight import check_machine, check_run_folder
+
+    config = compose(argv)
+    check_machine(config)
+    check_run_folder(config)
+    ensure_prepared(config, print)
+    save(config, run_dir(config) / "run.yaml")
+    launch(config)
+
+    from loopmoe_train.observe.report import build_report
+
+    report = build_report([run_dir(config)])
+    print(f"report: {report}")
+    return 0

@@ -1,0 +1,1 @@
+"""The run configuration: schema, cross-field rules, composition, run.yaml."""

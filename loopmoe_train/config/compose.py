@@ -1,0 +1,91 @@
+"""Compose a run from presets and overrides. The only module that imports Hydra."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import fields, is_dataclass
+from typing import Any, List, Sequence
+
+from loopmoe_train.config.rules import check
+from loopmoe_train.config.schema import RunConfig
+from loopmoe_train.errors import Refused
+
+_LISTS = ("data.source", "memory.recompute_modules")
+
+
+def compose(overrides: Sequence[str]) -> RunConfig:
+    """Compose ``configs/train.yaml`` with Hydra ``overrides`` and check it.
+
+    Raises:
+        Refused: an override that names nothing, a value of the wrong type, or a
+            combination that cannot run; one line with the nearest valid names.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module("loopmoe_configs", version_base="1.3"):
+            node = hydra_compose("train", overrides=[_as_list(item) for item in overrides])
+        config: RunConfig = OmegaConf.to_object(node)  # type: ignore[assignment]
+    except Refused:
+        raise
+    except Exception as error:  # Hydra and OmegaConf have no common base but Exception
+        raise _refused(error) from error
+    check(config)
+    return config
+
+
+def _as_list(override: str) -> str:
+    """Let list-valued keys be given as one plain value: ``data.source=DIR``."""
+    key, sep, value = override.partition("=")
+    if sep and key in _LISTS and not value.startswith("["):
+        return f"{key}=[{value}]"
+    return override
+
+
+def _refused(error: Exception) -> Refused:
+    """Turn a composition error into one line that names the nearest valid words."""
+    text = str(error)
+    missing = re.search(r"Could not find '([^']+)/([^']+)'", text)
+    if missing:
+        group, name = missing.groups()
+        options = re.findall(r"^\s+(\S+)$", text.split("Available options", 1)[-1], re.MULTILINE)
+        return Refused(f"{group}={name}: there is no such preset", _suggest(name, options))
+    unknown = re.search(r"Could not override '([^']+)'", text) or re.search(
+        r"Key '([^']+)' (?:is )?not in", text
+    )
+    if unknown:
+        key = unknown.group(1)
+        return Refused(f"{key}: there is no such setting", _suggest(key, _paths(RunConfig())))
+    value = re.search(r"full_key: (\S+)", text)
+    where = f"{value.group(1)}: " if value else ""
+    return Refused(f"{where}{text.splitlines()[0]}", "see `loopmoe train --help` for the grammar")
+
+
+def _suggest(word: str, options: List[str]) -> str:
+    """The options nearest to ``word``, by whole name and by last part."""
+    near = difflib.get_close_matches(word, options, n=3, cutoff=0.5)
+    tail = word.rsplit(".", 1)[-1]
+    near += [option for option in options if option.rsplit(".", 1)[-1] == tail]
+    by_tail = {option.rsplit(".", 1)[-1]: option for option in options}
+    near += [by_tail[name] for name in difflib.get_close_matches(tail, list(by_tail), n=2)]
+    unique = list(dict.fromkeys(near))[:4] or sorted(options)[:12]
+    return "did you mean " + ", ".join(unique) + "?" if near else "use one of " + ", ".join(unique)
+
+
+def _paths(node: Any, prefix: str = "") -> List[str]:
+    """Dotted names of every setting below a config dataclass."""
+    names: List[str] = []
+    for item in fields(node):
+        value = getattr(node, item.name)
+        if is_dataclass(value):
+            names += _paths(value, f"{prefix}{item.name}.")
+        else:
+            names.append(prefix + item.name)
+    return names

@@ -1,0 +1,220 @@
+"""Cross-field checks of a run. Each problem says where it is and what to change.
+
+A rule is a generator over problems; all problems are collected, so that one look mends
+them all. Rules see only the configuration: no file, no device.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Callable, Iterator, List, Sequence
+
+from loopmoe_train.config.schema import RunConfig
+from loopmoe_train.errors import Refused
+
+Problems = Iterator[str]
+
+RECOMPUTE_MODULES = ("core_attn", "moe", "mlp", "mla_up_proj", "shared_experts", "moe_act")
+
+_CHOICES = {
+    "precision": ("fp32", "bf16"),
+    "model.attention.kind": ("mla", "gqa"),
+    "model.moe.score_function": ("sigmoid", "softmax"),
+    "model.moe.aux_loss": ("none", "micro_batch", "sequence", "global_batch"),
+    "model.moe.dispatcher": ("alltoall", "allgather"),
+    "model.loop.conditioning": ("iter_adaln", "none"),
+    "model.loop.gate": ("vector", "scalar"),
+    "cluster.device": ("cpu", "cuda", "npu"),
+    "tokenizer.kind": ("bpe", "unigram"),
+    "optim.schedule": ("cosine", "wsd", "constant"),
+    "memory.recompute": ("none", "selective", "full"),
+    "observe.wandb": ("off", "offline", "online"),
+    "launcher.kind": ("local",),
+}
+
+_AT_LEAST_ONE = (
+    "steps sequence_length micro_batch_size global_batch_size cluster.devices data.workers "
+    "model.hidden_size model.prefix_layers model.dense_ffn_hidden_size "
+    "model.attention.num_heads model.attention.kv_lora_rank model.attention.qk_head_dim "
+    "model.attention.qk_rope_head_dim model.attention.v_head_dim model.attention.head_dim "
+    "model.attention.num_query_groups model.moe.num_experts model.moe.top_k "
+    "model.moe.expert_hidden_size model.loop.iterations model.loop.iteration_code_size "
+    "parallel.expert_parallel_size observe.log_interval launcher.threads_per_rank "
+    "tokenizer.train_bytes"
+).split()
+
+_AT_LEAST_ZERO = (
+    "seed eval_interval eval_batches model.body_layers model.suffix_layers model.dense_layers "
+    "model.moe.num_shared_experts model.moe.expert_bias_update_rate model.moe.aux_loss_coeff "
+    "model.moe.z_loss_coeff optim.warmup_steps optim.weight_decay optim.clip_grad optim.min_lr "
+    "checkpoint.interval checkpoint.keep observe.sample_tokens"
+).split()
+
+
+def get(config: RunConfig, path: str) -> object:
+    """Value at a dotted path."""
+    node: object = config
+    for part in path.split("."):
+        node = getattr(node, part)
+    return node
+
+
+def _choices(config: RunConfig) -> Problems:
+    for path, allowed in _CHOICES.items():
+        value = str(get(config, path))
+        if value not in allowed:
+            near = difflib.get_close_matches(value, allowed, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            yield f"{path}={value}: {hint}use one of {', '.join(allowed)}"
+    for name in config.memory.recompute_modules:
+        if name not in RECOMPUTE_MODULES:
+            yield (
+                f"memory.recompute_modules: {name!r} is unknown; "
+                f"use some of {', '.join(RECOMPUTE_MODULES)}"
+            )
+
+
+def _sizes(config: RunConfig) -> Problems:
+    for path in _AT_LEAST_ONE:
+        if get(config, path) < 1:  # type: ignore[operator]
+            yield f"{path}={get(config, path)}: must be at least 1"
+    for path in _AT_LEAST_ZERO:
+        if get(config, path) < 0:  # type: ignore[operator]
+            yield f"{path}={get(config, path)}: must not be negative"
+    for path in ("optim.lr", "optim.eps", "launcher.timeout_minutes", "model.init_std",
+                 "model.norm_epsilon", "model.attention.rotary_base"):  # fmt: skip
+        if not get(config, path) > 0:  # type: ignore[operator]
+            yield f"{path}={get(config, path)}: must be above 0"
+    for path in ("model.hidden_dropout", "model.attention_dropout", "optim.beta1", "optim.beta2"):
+        if not 0 <= get(config, path) < 1:  # type: ignore[operator]
+            yield f"{path}={get(config, path)}: must be in [0, 1)"
+    for path in ("model.vocab_size", "model.loop.bottleneck", "model.attention.q_lora_rank",
+                 "model.moe.topk_scaling_factor", "optim.decay_steps",
+                 "cluster.peak_tflops_bf16", "cluster.peak_tflops_fp32"):  # fmt: skip
+        value = get(config, path)
+        if value is not None and value <= 0:  # type: ignore[operator]
+            yield f"{path}={value}: must be above 0, or null"
+    if not 0 < config.data.valid_percent < 100:
+        yield f"data.valid_percent={config.data.valid_percent}: must be between 0 and 100"
+    if not config.data.source:
+        yield "data.source is empty: name python-stdlib, a folder, .txt or .jsonl files, or globs"
+    if config.tokenizer.vocab_size < 300:
+        yield (
+            f"tokenizer.vocab_size={config.tokenizer.vocab_size}: "
+            "must be at least 300 (256 byte pieces and the special tokens come first)"
+        )
+
+
+def _model(config: RunConfig) -> Problems:
+    model, attention, moe = config.model, config.model.attention, config.model.moe
+    if moe.top_k > moe.num_experts:
+        yield (
+            f"model.moe.top_k={moe.top_k} is more than model.moe.num_experts={moe.num_experts}: "
+            "lower top_k or add experts"
+        )
+    if attention.qk_rope_head_dim % 2 or attention.head_dim % 2:
+        yield "model.attention: rotary dims (qk_rope_head_dim, head_dim) must be even"
+    if attention.kind == "gqa" and attention.num_heads % attention.num_query_groups:
+        yield (
+            f"model.attention.num_heads={attention.num_heads} is not a multiple of "
+            f"num_query_groups={attention.num_query_groups}: change either"
+        )
+    if model.loop.iterations > 1 and model.body_layers == 0:
+        yield (
+            f"model.loop.iterations={model.loop.iterations} but model.body_layers=0: "
+            "give the loop a body, or set model.loop.iterations=1"
+        )
+    unique = model.prefix_layers + model.body_layers + model.suffix_layers
+    if model.dense_layers >= unique:
+        yield (
+            f"model.dense_layers={model.dense_layers} leaves none of the {unique} layers for "
+            "experts: lower it"
+        )
+    if model.loop.iterations > 1 and model.prefix_layers < model.dense_layers:
+        yield (
+            f"model.dense_layers={model.dense_layers} reaches into the loop body "
+            f"(model.prefix_layers={model.prefix_layers}): add prefix layers or lower it"
+        )
+    if model.loop.iteration_code_size % 2:
+        yield "model.loop.iteration_code_size must be even (sine and cosine halves)"
+    if moe.score_function == "softmax" and moe.expert_bias_update_rate > 0:
+        yield (
+            "model.moe.expert_bias_update_rate needs score_function=sigmoid: "
+            "set model.moe.expert_bias_update_rate=0 or model.moe.score_function=sigmoid"
+        )
+
+
+def _batch(config: RunConfig) -> Problems:
+    per_pass = config.micro_batch_size * config.cluster.devices
+    if config.global_batch_size % per_pass:
+        yield (
+            f"global_batch_size={config.global_batch_size} is not a multiple of micro_batch_size x "
+            f"data-parallel ranks = {config.micro_batch_size} x {config.cluster.devices}: "
+            f"use {max(1, round(config.global_batch_size / per_pass)) * per_pass}"
+        )
+    if config.optim.min_lr > config.optim.lr:
+        yield f"optim.min_lr={config.optim.min_lr} is above optim.lr={config.optim.lr}: lower it"
+    if config.optim.warmup_steps >= config.steps:
+        yield (
+            f"optim.warmup_steps={config.optim.warmup_steps} leaves nothing of steps="
+            f"{config.steps}: lower it, or train longer"
+        )
+
+
+def _parallel(config: RunConfig) -> Problems:
+    parallel, devices = config.parallel, config.cluster.devices
+    if devices % parallel.expert_parallel_size:
+        yield (
+            f"parallel.expert_parallel_size={parallel.expert_parallel_size} does not divide "
+            f"cluster.devices={devices}: choose a divisor"
+        )
+    if config.model.moe.num_experts % parallel.expert_parallel_size:
+        yield (
+            f"model.moe.num_experts={config.model.moe.num_experts} is not a multiple of "
+            f"parallel.expert_parallel_size={parallel.expert_parallel_size}: change either"
+        )
+    if parallel.overlap_param_gather and not parallel.distributed_optimizer:
+        yield "parallel.overlap_param_gather needs parallel.distributed_optimizer=true"
+    if parallel.overlap_param_gather and not parallel.overlap_grad_reduce:
+        yield "parallel.overlap_param_gather needs parallel.overlap_grad_reduce=true"
+
+
+def _memory(config: RunConfig) -> Problems:
+    selective = config.memory.recompute == "selective"
+    if selective != bool(config.memory.recompute_modules):
+        yield (
+            "memory.recompute=selective and memory.recompute_modules=[...] go together: "
+            "set both or neither"
+        )
+
+
+def _names(config: RunConfig) -> Problems:
+    if not config.name or config.name in (".", "..") or "/" in config.name or "\0" in config.name:
+        yield f"name={config.name!r}: must be one folder name"
+
+
+RULES: Sequence[Callable[[RunConfig], Problems]] = (
+    _choices, _sizes, _model, _batch, _parallel, _memory, _names,
+)  # fmt: skip
+
+
+def problems(config: RunConfig) -> List[str]:
+    """Every rule's complaints, first things first."""
+    found: List[str] = []
+    for rule in RULES:
+        # A rule may divide by a size that an earlier one has just refused.
+        if found and rule in (_model, _batch, _parallel):
+            break
+        found += rule(config)
+    return found
+
+
+def check(config: RunConfig) -> None:
+    """Raise when a run cannot work.
+
+    Raises:
+        Refused: all problems in one line, separated by semicolons.
+    """
+    found = problems(config)
+    if found:
+        raise Refused("; ".join(found))

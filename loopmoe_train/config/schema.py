@@ -1,0 +1,204 @@
+"""Typed schema of a run. Plain dataclasses, importable without torch.
+
+Every group below is a folder of presets in ``configs/`` (``model=loopmoe_tiny``) and a
+section of ``run.yaml``. Cross-field checks live in :mod:`loopmoe_train.config.rules`.
+Sizes are counts of elements unless a unit stands in the comment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import List, Optional
+
+
+@dataclass
+class AttentionConfig:
+    """Self-attention of every layer: ``mla`` (DeepSeek-V2, multi-head latent) or ``gqa``."""
+
+    kind: str = "mla"
+    num_heads: int = 4
+    rotary_base: float = 10000.0
+    # mla: ranks of the low-rank projections and dims per head
+    q_lora_rank: Optional[int] = 64  # null: queries are projected directly
+    kv_lora_rank: int = 64
+    qk_head_dim: int = 32  # part of a query/key head without position
+    qk_rope_head_dim: int = 16  # part with rotary position
+    v_head_dim: int = 32
+    # gqa
+    num_query_groups: int = 4
+    head_dim: int = 64
+
+
+@dataclass
+class MoEConfig:
+    """Fine-grained mixture of experts (DeepSeekMoE)."""
+
+    num_experts: int = 16
+    top_k: int = 2
+    expert_hidden_size: int = 128
+    num_shared_experts: int = 1  # one SwiGLU of num_shared_experts * expert_hidden_size
+    score_function: str = "sigmoid"  # sigmoid | softmax
+    topk_scaling_factor: Optional[float] = None
+    # balancing: DeepSeek-V3's bias on the selection, and auxiliary losses
+    expert_bias_update_rate: float = 1e-3  # 0: no expert bias
+    aux_loss: str = "micro_batch"  # none | micro_batch | sequence | global_batch
+    aux_loss_coeff: float = 1e-3
+    z_loss_coeff: float = 0.0
+    dispatcher: str = "alltoall"  # alltoall | allgather
+
+
+@dataclass
+class LoopConfig:
+    """The loop body (arXiv 2606.04438, sections 1-2 of the facts)."""
+
+    iterations: int = 4  # K; 1: not looped
+    conditioning: str = "iter_adaln"  # iter_adaln | none (a loop that cannot tell iterations apart)
+    gate: str = "vector"  # alpha per token and channel, or `scalar`: per token
+    bottleneck: Optional[int] = None  # width of the condition c; null: hidden_size
+    iteration_code_size: int = 256  # width of the sinusoid PE(k)
+    share_iteration_mlp: bool = False  # one MLP_iter for all body layers instead of one each
+
+
+@dataclass
+class ModelConfig:
+    """Layout: prefix layers, then the loop body ``loop.iterations`` times, then suffix layers."""
+
+    name: str = "loopmoe_tiny"
+    hidden_size: int = 128
+    prefix_layers: int = 1
+    body_layers: int = 2
+    suffix_layers: int = 1
+    dense_layers: int = 1  # the first n layers use a dense FFN instead of experts
+    dense_ffn_hidden_size: int = 512
+    vocab_size: Optional[int] = None  # null: that of the tokenizer
+    tie_embeddings: bool = False
+    sandwich_norm: bool = True  # a second RMSNorm on every sublayer output
+    norm_epsilon: float = 1e-6
+    init_std: float = 0.02
+    hidden_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    moe: MoEConfig = field(default_factory=MoEConfig)
+
+
+@dataclass
+class ParallelConfig:
+    """Split of model and data over the ranks. Data-parallel size = devices / the rest."""
+
+    expert_parallel_size: int = 1
+    distributed_optimizer: bool = True
+    overlap_grad_reduce: bool = False
+    overlap_param_gather: bool = False
+
+
+@dataclass
+class ClusterConfig:
+    """The machine."""
+
+    name: str = "cpu"
+    device: str = "cpu"  # cpu | cuda | npu
+    devices: int = 2  # processes in all
+    # dense matmul peak per device in TFLOP/s for `mfu`; null: measured when training starts
+    peak_tflops_bf16: Optional[float] = None
+    peak_tflops_fp32: Optional[float] = None
+
+
+@dataclass
+class DataConfig:
+    """Corpus and packing."""
+
+    source: List[str] = field(default_factory=lambda: ["python-stdlib"])
+    path: str = "datasets/python-stdlib"  # folder of tokenizer, train.bin/.idx, valid.bin/.idx
+    valid_percent: float = 5.0  # share of documents held out, by a hash of their path
+    eod_mask_loss: bool = False  # no loss for predicting the first token of the next document
+    reset_attention_mask: bool = False  # attention and positions restart at document ends
+    workers: int = 2  # processes that tokenise
+
+
+@dataclass
+class TokenizerConfig:
+    """SentencePiece (byte fallback, so any text survives a round trip)."""
+
+    kind: str = "bpe"  # bpe | unigram
+    vocab_size: int = 4096
+    train_bytes: int = 4_000_000  # text read for training the tokenizer
+
+
+@dataclass
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    lr: float = 3e-3
+    min_lr: float = 3e-4
+    schedule: str = "cosine"  # cosine | wsd | constant
+    warmup_steps: int = 20
+    decay_steps: Optional[int] = None  # wsd: length of the final decay; null: a fifth of the run
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    clip_grad: float = 1.0  # 0: no clipping
+
+
+@dataclass
+class MemoryConfig:
+    """What is recomputed in backward instead of being kept."""
+
+    recompute: str = "none"  # none | selective | full
+    recompute_modules: List[str] = field(default_factory=list)  # for selective
+
+
+@dataclass
+class CheckpointConfig:
+    """Saving and resuming."""
+
+    interval: int = 0  # steps between checkpoints; 0: only at the end
+    keep: int = 2
+    resume: str = "auto"  # auto: newest valid one of this run folder | none | a step-<n> folder
+
+
+@dataclass
+class ObserveConfig:
+    """What the user sees while the run goes on and after it."""
+
+    log_interval: int = 1
+    wandb: str = "off"  # off | offline | online
+    wandb_project: str = "loopmoe"
+    sample_prompt: str = "def "
+    sample_tokens: int = 120
+
+
+@dataclass
+class LauncherConfig:
+    """How the ranks are started."""
+
+    kind: str = "local"
+    timeout_minutes: float = 5.0  # of a collective; a rank that is silent longer is lost
+    threads_per_rank: int = 1
+
+
+@dataclass
+class RunConfig:
+    """One training run; ``run.yaml`` is this, with nothing left to choose."""
+
+    name: str = "quickstart"
+    runs_dir: str = "runs"
+    seed: int = 1234
+    steps: int = 400
+    sequence_length: int = 256
+    micro_batch_size: int = 4
+    global_batch_size: int = 8  # sequences per optimizer step over all ranks
+    precision: str = "fp32"  # fp32 | bf16
+    eval_interval: int = 100  # 0: only at the end
+    eval_batches: int = 20  # global batches per validation; 0: the whole validation split
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    observe: ObserveConfig = field(default_factory=ObserveConfig)
+    launcher: LauncherConfig = field(default_factory=LauncherConfig)

@@ -1,0 +1,140 @@
+"""What routing and gates do on one fixed batch of held-out text.
+
+Kept off the training path: a probe runs one forward pass without gradients and asks every
+visit for its routing map and its modulation.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, Tuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor
+
+from loopmoe_train.config.schema import RunConfig
+from loopmoe_train.data.batches import BatchLoader
+from loopmoe_train.model.build import bare
+from loopmoe_train.model.iter_adaln import IterAdaLN
+from loopmoe_train.observe.metrics import gate_key, load_stats, routing_key
+from loopmoe_train.observe.routing import LayerRouting, RoutingProbe
+
+
+def training_routing(model: List[Any]) -> Dict[str, float]:
+    """Routing metrics of the training tokens since the last call, over all ranks; resets."""
+    routers = [(layer.visit, layer.mlp.router) for layer in _layers(model) if layer.is_moe_layer]
+    loads = torch.stack([router.load for _, router in routers])
+    dist.all_reduce(loads, group=parallel_state.get_data_parallel_group())
+    record: Dict[str, float] = {}
+    for (visit, router), load in zip(routers, loads.tolist()):
+        router.reset_statistics()
+        for stat, value in load_stats(load).items():
+            record[routing_key(visit.layer, visit.iteration, stat)] = value
+    return record
+
+
+def probe(
+    run: RunConfig, model: List[Any], loader: BatchLoader, step: int
+) -> Tuple[RoutingProbe, Dict[str, float]]:
+    """Load and overlap of expert sets per looped layer, and gate statistics.
+
+    Every rank runs it on windows of its own; loads and overlaps are means over ranks.
+    """
+    chunk = model[0]
+    chunk.eval()
+    rank = parallel_state.get_data_parallel_rank()
+    batch = loader.batch(rank * run.micro_batch_size, run.micro_batch_size)
+    with torch.no_grad(), _watching(model) as gates:
+        chunk(batch.tokens, batch.position_ids, batch.attention_mask)
+        layers = _routing(model)
+    chunk.train()
+    return RoutingProbe(step, layers), _averaged(gates)
+
+
+def _layers(model: List[Any]) -> List[Any]:
+    return [layer for chunk in model for layer in bare(chunk).decoder.layers]
+
+
+@contextmanager
+def _watching(model: List[Any]) -> Iterator[Dict[str, Tensor]]:
+    """Keep routing maps and read modulations during one forward pass."""
+    gates: Dict[str, Tensor] = {}
+    handles = []
+    for layer in _layers(model):
+        if layer.is_moe_layer:
+            layer.mlp.router.keep_routing_map = True
+        for branch, norm in (("attn", layer.input_layernorm), ("moe", layer.pre_mlp_layernorm)):
+            if isinstance(norm, IterAdaLN):
+                handles.append(norm.register_forward_hook(_reader(gates, layer.visit, branch)))
+    try:
+        yield gates
+    finally:
+        for handle in handles:
+            handle.remove()
+        for layer in _layers(model):
+            if layer.is_moe_layer:
+                layer.mlp.router.keep_routing_map = False
+                layer.mlp.router.last_routing_map = None
+
+
+def _reader(gates: Dict[str, Tensor], visit: Any, branch: str) -> Any:
+    def read(norm: IterAdaLN, inputs: Tuple[Tensor], output: Tensor) -> None:
+        gamma, beta, alpha = norm.modulate(inputs[0])
+
+        def put(stat: str, value: Tensor) -> None:
+            gates[gate_key(visit.layer, visit.iteration, stat)] = value.double()
+
+        put(f"gamma_{branch}_mean", gamma.mean())
+        put(f"gamma_{branch}_abs", gamma.abs().mean())
+        if alpha is not None:
+            put("alpha_mean", alpha.mean())
+            # Over tokens, of the channel mean: the paper's tok_std.
+            put("alpha_token_std", alpha.float().mean(-1).std())
+            put("beta_abs", beta.abs().mean())
+
+    return read
+
+
+def _routing(model: List[Any]) -> List[LayerRouting]:
+    maps: Dict[int, List[Tuple[int, Tensor]]] = defaultdict(list)
+    for layer in _layers(model):
+        if layer.is_moe_layer:
+            routing_map = layer.mlp.router.last_routing_map
+            maps[layer.visit.layer].append((layer.visit.iteration, routing_map))
+    result = []
+    for index, visits in sorted(maps.items()):
+        stacked = torch.stack([routing_map for _, routing_map in visits]).float()  # [K, T, E]
+        load = stacked.mean(1)
+        both = torch.einsum("kte,lte->klt", stacked, stacked)
+        either = stacked.sum(-1).unsqueeze(1) + stacked.sum(-1).unsqueeze(0) - both
+        overlap = (both / either.clamp_min(1)).mean(-1)
+        for tensor in (load, overlap):
+            dist.all_reduce(tensor, group=parallel_state.get_data_parallel_group())
+        ranks = parallel_state.get_data_parallel_world_size()
+        result.append(
+            LayerRouting(
+                layer=index,
+                iterations=[iteration for iteration, _ in visits],
+                load=_array(load / load.sum(-1, keepdim=True)),
+                overlap=_array(overlap / ranks) if len(visits) > 1 else None,
+            )
+        )
+    return result
+
+
+def _averaged(gates: Dict[str, Tensor]) -> Dict[str, float]:
+    """Mean over ranks of each statistic."""
+    if not gates:
+        return {}
+    values = torch.stack(list(gates.values()))
+    dist.all_reduce(values, group=parallel_state.get_data_parallel_group())
+    values /= parallel_state.get_data_parallel_world_size()
+    return dict(zip(gates, values.tolist()))
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.double().cpu().numpy()

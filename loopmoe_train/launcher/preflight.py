@@ -1,0 +1,91 @@
+"""What can be known to be wrong before a process is started."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Dict, Iterator, Tuple
+
+from loopmoe_train.config.run_file import load, run_dir
+from loopmoe_train.config.schema import RunConfig
+from loopmoe_train.errors import Refused
+
+# Changing these in a run folder that has checkpoints is a continuation, not another run.
+_FREE = ("steps", "eval_interval", "eval_batches", "observe", "checkpoint", "launcher", "optim")
+
+
+def check_machine(run: RunConfig) -> None:
+    """Refuse a device that this machine does not have.
+
+    Raises:
+        Refused: torch or the device's driver is missing, or there are too few devices.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise Refused("torch is not installed", "run `make setup`, or pip install loopmoe-train")
+    if run.cluster.device == "cpu":
+        return
+    from loopmoe_train.device.accelerator import select
+
+    backend = select(run.cluster.device)
+    found = backend.device_count() if backend.is_available() else 0
+    if found < run.cluster.devices:
+        raise Refused(
+            f"cluster.devices={run.cluster.devices} but this machine has {found} "
+            f"{run.cluster.device} devices",
+            "lower cluster.devices, or use cluster=cpu",
+        )
+
+
+def check_run_folder(run: RunConfig) -> None:
+    """Refuse a run folder that cannot be written or belongs to a different run.
+
+    Raises:
+        Refused: not writable, or its run.yaml differs where a continuation may not.
+    """
+    folder = run_dir(run)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(13, "not writable")
+    except OSError as error:
+        raise Refused(
+            f"{folder}: cannot be used as a run folder ({error.strerror})",
+            "choose another runs_dir= or name=",
+        ) from error
+    if run.checkpoint.resume != "auto" or not list(folder.glob("checkpoints/step-*/manifest.json")):
+        return
+    before, now = asdict(load(folder / "run.yaml")), asdict(run)
+    changed = [
+        f"{key} {old!r} -> {new!r}"
+        for key, old, new in _differences(before, now)
+        if key.split(".")[0] not in _FREE
+    ]
+    if changed:
+        raise Refused(
+            f"{folder} holds checkpoints of a run with other settings: {'; '.join(changed[:4])}",
+            "choose another name=, or delete the folder",
+        )
+    done = _steps_done(folder)
+    if done >= run.steps:
+        raise Refused(
+            f"{folder} is already trained for {done} steps",
+            f"ask for more with steps={2 * done}, choose another name=, or delete the folder",
+        )
+
+
+def _steps_done(folder: Path) -> int:
+    manifests = folder.glob("checkpoints/step-*/manifest.json")
+    return max((int(json.loads(p.read_text())["step"]) for p in manifests), default=0)
+
+
+def _differences(
+    a: Dict[str, Any], b: Dict[str, Any], prefix: str = ""
+) -> Iterator[Tuple[str, Any, Any]]:
+    for key in b:
+        if isinstance(b[key], dict):
+            yield from _differences(a[key], b[key], f"{prefix}{key}.")
+        elif a[key] != b[key]:
+            yield f"{prefix}{key}", a[key], b[key]

@@ -1,0 +1,1 @@
+"""LoopMoE as Megatron-style modules: visit layers, IterAdaLN, sandwich norm, attention."""

@@ -1,0 +1,122 @@
+"""From a run's configuration to megatron-core's ``TransformerConfig``."""
+
+from __future__ import annotations
+
+from typing import Any, Dict
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
+
+from loopmoe_train.config.schema import ModelConfig, RunConfig
+from loopmoe_train.device.accelerator import accel
+from loopmoe_train.device.fixes import apply_config_rules
+from loopmoe_train.spec.visits import visits
+
+_AUX_LOSS = {
+    "none": "none",
+    "micro_batch": "aux_loss",
+    "sequence": "seq_aux_loss",
+    "global_batch": "global_aux_loss",
+}
+
+
+def transformer_config(run: RunConfig) -> TransformerConfig:
+    """Core's configuration of this run's model and layout.
+
+    ``num_layers`` counts visits: core uses it for the size of its auxiliary-loss tracker
+    and for placing layers on stages.
+    """
+    model = run.model
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[run.precision]
+    settings: Dict[str, Any] = dict(
+        num_layers=len(visits(model)),
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.dense_ffn_hidden_size,
+        num_attention_heads=model.attention.num_heads,
+        hidden_dropout=model.hidden_dropout,
+        attention_dropout=model.attention_dropout,
+        layernorm_epsilon=model.norm_epsilon,
+        normalization="RMSNorm",
+        add_bias_linear=False,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        init_method_std=model.init_std,
+        # Every parameter is drawn by model/init.py, so that all layouts start alike.
+        perform_initialization=False,
+        bf16=run.precision == "bf16",
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        autocast_dtype=dtype,
+        # A loss per token is what makes layouts agree (facts/megatron.md, section 8).
+        calculate_per_token_loss=True,
+        expert_model_parallel_size=run.parallel.expert_parallel_size,
+        # Kernels of TransformerEngine or Apex, or torch.compile at import: never needed here.
+        gradient_accumulation_fusion=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=False,
+        persist_layer_norm=False,
+        batch_p2p_comm=True,
+    )
+    settings |= _moe(model) | _recompute(run)
+    if model.attention.kind == "mla":
+        config: TransformerConfig = MLATransformerConfig(**settings, **_mla(model))
+    else:
+        config = TransformerConfig(
+            **settings,
+            num_query_groups=model.attention.num_query_groups,
+            kv_channels=model.attention.head_dim,
+        )
+    apply_config_rules(config, accel.device_type)
+    return config
+
+
+def _moe(model: ModelConfig) -> Dict[str, Any]:
+    moe = model.moe
+    shared = moe.num_shared_experts * moe.expert_hidden_size
+    return dict(
+        num_moe_experts=moe.num_experts,
+        moe_layer_freq=[0 if visit.dense else 1 for visit in visits(model)],
+        moe_ffn_hidden_size=moe.expert_hidden_size,
+        moe_router_topk=moe.top_k,
+        moe_router_score_function=moe.score_function,
+        moe_router_pre_softmax=moe.score_function == "softmax",
+        moe_router_topk_scaling_factor=moe.topk_scaling_factor,
+        moe_router_dtype="fp32",
+        moe_router_enable_expert_bias=moe.expert_bias_update_rate > 0,
+        moe_router_bias_update_rate=moe.expert_bias_update_rate,
+        moe_router_load_balancing_type=_AUX_LOSS[moe.aux_loss],
+        moe_aux_loss_coeff=0.0 if moe.aux_loss == "none" else moe.aux_loss_coeff,
+        moe_z_loss_coeff=moe.z_loss_coeff or None,
+        moe_shared_expert_intermediate_size=shared or None,
+        moe_token_dispatcher_type=moe.dispatcher,
+    )
+
+
+def _mla(model: ModelConfig) -> Dict[str, Any]:
+    a = model.attention
+    return dict(
+        multi_latent_attention=True,
+        q_lora_rank=a.q_lora_rank,
+        kv_lora_rank=a.kv_lora_rank,
+        qk_head_dim=a.qk_head_dim,
+        qk_pos_emb_head_dim=a.qk_rope_head_dim,
+        v_head_dim=a.v_head_dim,
+        rope_type="rope",
+        rotary_base=a.rotary_base,
+    )
+
+
+def _recompute(run: RunConfig) -> Dict[str, Any]:
+    memory = run.memory
+    if memory.recompute == "full":
+        return dict(
+            recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1
+        )
+    if memory.recompute == "selective":
+        return dict(
+            recompute_granularity="selective", recompute_modules=list(memory.recompute_modules)
+        )
+    return {}

@@ -1,0 +1,117 @@
+"""Which module sits in which slot: core's layer specs for every visit."""
+
+from __future__ import annotations
+
+from typing import Dict, List, Optional
+
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.multi_latent_attention import (
+    MLASelfAttention,
+    MLASelfAttentionSubmodules,
+)
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
+
+from loopmoe_train.config.schema import ModelConfig
+from loopmoe_train.model.attention import ScaledDotProductAttention
+from loopmoe_train.model.iter_adaln import IterAdaLN, IterationMLP
+from loopmoe_train.model.norm import RMSNorm
+from loopmoe_train.model.visit_layer import LaterVisit, VisitLayer
+from loopmoe_train.moe.layer import LoopMoELayer
+from loopmoe_train.spec.visits import Visit, conditioned, visits
+
+
+def block_spec(model: ModelConfig) -> TransformerBlockSubmodules:
+    """Specs of all visits in execution order, and the final norm."""
+    owners: Dict[int, List[VisitLayer]] = {}
+    shared_mlp: List[IterationMLP] = []
+    specs = [
+        _visit_spec(model, visit, owners.setdefault(visit.layer, []), shared_mlp)
+        for visit in visits(model)
+    ]
+    return TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm)
+
+
+def _visit_spec(
+    model: ModelConfig, visit: Visit, owners: List[VisitLayer], shared_mlp: List[IterationMLP]
+) -> ModuleSpec:
+    if not visit.owns_weights:
+        return ModuleSpec(module=LaterVisit, params=dict(visit=visit, owners=owners))
+    attention_norm: object = RMSNorm
+    ffn_norm: object = RMSNorm
+    if visit.looped and conditioned(model):
+        # Both branches of a layer use one MLP_iter; the attention branch owns it.
+        mine = shared_mlp if model.loop.share_iteration_mlp else []
+        attention_norm = _adaptive(model, visit, mine, gated=True)
+        ffn_norm = _adaptive(model, visit, mine, gated=False)
+    return ModuleSpec(
+        module=VisitLayer,
+        params=dict(visit=visit, owners=owners, sandwich=model.sandwich_norm),
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=attention_norm,
+            self_attention=_attention(model.attention.kind, model.attention.q_lora_rank),
+            pre_mlp_layernorm=ffn_norm,
+            mlp=_dense_ffn() if visit.dense else LoopMoELayer,
+        ),
+    )
+
+
+def _adaptive(
+    model: ModelConfig, visit: Visit, iteration_mlp: List[IterationMLP], gated: bool
+) -> ModuleSpec:
+    return ModuleSpec(
+        module=_SharingIterAdaLN,
+        params=dict(
+            loop=model.loop, iteration=visit.iteration, gated=gated, mlp_holder=iteration_mlp
+        ),
+    )
+
+
+class _SharingIterAdaLN(IterAdaLN):
+    """Takes MLP_iter from ``mlp_holder`` if an earlier norm left one there, else leaves its own."""
+
+    def __init__(self, *args: object, mlp_holder: List[IterationMLP], **kwargs: object) -> None:
+        owner: Optional[IterationMLP] = mlp_holder[0] if mlp_holder else None
+        super().__init__(*args, iteration_mlp=owner, **kwargs)  # type: ignore[arg-type]
+        if owner is None:
+            mlp_holder.append(self.iteration_mlp)
+
+
+def _attention(kind: str, q_lora_rank: Optional[int]) -> ModuleSpec:
+    params = {"attn_mask_type": AttnMaskType.causal}
+    if kind == "gqa":
+        return ModuleSpec(
+            module=SelfAttention,
+            params=params,
+            submodules=SelfAttentionSubmodules(
+                linear_qkv=ColumnParallelLinear,
+                core_attention=ScaledDotProductAttention,
+                linear_proj=RowParallelLinear,
+            ),
+        )
+    return ModuleSpec(
+        module=MLASelfAttention,
+        params=params,
+        submodules=MLASelfAttentionSubmodules(
+            linear_q_proj=ColumnParallelLinear,
+            linear_q_down_proj=ColumnParallelLinear,
+            linear_q_up_proj=ColumnParallelLinear,
+            linear_kv_down_proj=ColumnParallelLinear,
+            linear_kv_up_proj=ColumnParallelLinear,
+            core_attention=ScaledDotProductAttention,
+            linear_proj=RowParallelLinear,
+            q_layernorm=RMSNorm,
+            kv_layernorm=RMSNorm,
+        ),
+    )
+
+
+def _dense_ffn() -> ModuleSpec:
+    return ModuleSpec(
+        module=MLP,
+        submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
+    )

@@ -1,0 +1,1 @@
+"""Mixture of experts per visit: router with statistics, grouped experts, the layer."""

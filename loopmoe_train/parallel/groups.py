@@ -1,0 +1,65 @@
+"""Join the job, make megatron-core's process groups, seed this rank, leave."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+
+from loopmoe_train.config.schema import RunConfig
+from loopmoe_train.device.accelerator import accel
+from loopmoe_train.errors import RunFailed
+
+
+def join(run: RunConfig) -> None:
+    """Join the default group and build all groups of the layout.
+
+    The launcher names a rendezvous file (``LOOPMOE_RENDEZVOUS``): no port is opened. Under
+    torchrun the usual environment is used.
+
+    Raises:
+        RunFailed: the number of processes is not ``cluster.devices``.
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world != run.cluster.devices:
+        raise RunFailed(
+            f"cluster.devices={run.cluster.devices} but {world} processes were started",
+            f"start {run.cluster.devices}, or set cluster.devices={world}",
+        )
+    accel.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    timeout = timedelta(minutes=run.launcher.timeout_minutes)
+    dist.init_process_group(
+        accel.communication_backend,
+        init_method=os.environ.get("LOOPMOE_RENDEZVOUS", "env://"),
+        rank=rank,
+        world_size=world,
+        timeout=timeout,
+    )
+    make_groups(run, timeout)
+    seed_rank(run.seed)
+
+
+def make_groups(run: RunConfig, timeout: timedelta) -> None:
+    """Core's groups for this layout over an existing default group."""
+    parallel_state.initialize_model_parallel(
+        expert_model_parallel_size=run.parallel.expert_parallel_size,
+        distributed_timeout_minutes=max(1, round(timeout.total_seconds() / 60)),
+    )
+
+
+def seed_rank(seed: int) -> None:
+    """Seed dropout: alike for ranks that share a token, apart for those that do not."""
+    rank_seed = seed + 1000 * parallel_state.get_data_parallel_rank(with_context_parallel=True)
+    torch.manual_seed(rank_seed)
+    tensor_parallel.model_parallel_cuda_manual_seed(rank_seed, force_reset_rng=True)
+
+
+def leave() -> None:
+    """Tear everything down; safe to call twice."""
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,124 @@
+"""Parameters and FLOPs of a model from its configuration.
+
+Conventions: a matrix of n parameters costs 2n FLOPs per token forward; backward costs
+twice the forward; causal attention counts only the pairs that are not masked. Norms,
+activations and the router's top-k are left out (below 1 %).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict
+
+from loopmoe_train.config.schema import ModelConfig
+from loopmoe_train.spec.visits import conditioned, visits
+
+
+@dataclass(frozen=True)
+class LayerParameters:
+    """Parameters of one layer by part; ``matrix`` parts take part in matrix products."""
+
+    attention: int
+    norms: int
+    ffn: int  # dense FFN, or all routed experts
+    ffn_active: int  # of which one token uses
+    shared_experts: int
+    router: int
+    conditioning: int  # IterAdaLN's token-wise matrices (with biases)
+    iteration_mlp: int  # MLP_iter: once per visit, not per token
+
+    @property
+    def total(self) -> int:
+        return (
+            self.attention + self.norms + self.ffn + self.shared_experts + self.router
+            + self.conditioning + self.iteration_mlp
+        )  # fmt: skip
+
+    @property
+    def active(self) -> int:
+        """Parameters that one token uses in one visit."""
+        return self.total - self.ffn + self.ffn_active
+
+
+def attention_parameters(model: ModelConfig) -> int:
+    """Projection matrices of one attention sublayer."""
+    a, d = model.attention, model.hidden_size
+    if a.kind == "gqa":
+        q = a.num_heads * a.head_dim
+        return d * (q + 2 * a.num_query_groups * a.head_dim) + q * d
+    q_out = a.num_heads * (a.qk_head_dim + a.qk_rope_head_dim)
+    queries = d * q_out if a.q_lora_rank is None else a.q_lora_rank * (d + q_out)
+    kv_down = d * (a.kv_lora_rank + a.qk_rope_head_dim)
+    kv_up = a.kv_lora_rank * a.num_heads * (a.qk_head_dim + a.v_head_dim)
+    return queries + kv_down + kv_up + a.num_heads * a.v_head_dim * d
+
+
+def layer_parameters(model: ModelConfig, dense: bool, body: bool) -> LayerParameters:
+    """Parameters of one layer; ``body``: it carries IterAdaLN."""
+    d, moe, a = model.hidden_size, model.moe, model.attention
+    adaptive = body and conditioned(model)
+    norms = 0 if adaptive else 2 * d
+    norms += 2 * d if model.sandwich_norm else 0
+    if a.kind == "mla":
+        norms += a.kv_lora_rank + (a.q_lora_rank or 0)
+    conditioning = iteration_mlp = 0
+    if adaptive:
+        c = model.loop.bottleneck or d
+        gate = d if model.loop.gate == "vector" else 1
+        conditioning = 2 * (d * c + c) + (c + 1) * (2 * d + gate) + (c + 1) * 2 * d
+        iteration_mlp = (model.loop.iteration_code_size + 1) * c + (c + 1) * c
+    expert = 3 * d * moe.expert_hidden_size
+    ffn = 3 * d * model.dense_ffn_hidden_size if dense else moe.num_experts * expert
+    return LayerParameters(
+        attention=attention_parameters(model),
+        norms=norms,
+        ffn=ffn,
+        ffn_active=ffn if dense else moe.top_k * expert,
+        shared_experts=0 if dense else moe.num_shared_experts * expert,
+        router=0 if dense else d * moe.num_experts,
+        conditioning=conditioning,
+        iteration_mlp=iteration_mlp,
+    )
+
+
+def parameters(model: ModelConfig, vocab_size: int) -> Dict[str, int]:
+    """``total``, ``active`` (every use counted) and ``physical_active`` (weights counted once)."""
+    embedding = vocab_size * model.hidden_size
+    outside = embedding * (1 if model.tie_embeddings else 2) + model.hidden_size
+    total = active = physical = outside
+    for visit in visits(model):
+        layer = layer_parameters(model, visit.dense, visit.looped)
+        active += layer.active
+        if visit.owns_weights:
+            total += layer.total
+            physical += layer.active
+    if conditioned(model) and model.loop.share_iteration_mlp:
+        one = layer_parameters(model, False, True).iteration_mlp
+        total -= (model.body_layers - 1) * one
+        physical -= (model.body_layers - 1) * one
+    return {"total": total, "active": active, "physical_active": physical}
+
+
+def forward_flops_per_token(
+    model: ModelConfig, vocab_size: int, sequence_length: int
+) -> Dict[str, float]:
+    """FLOPs of one token's forward pass by part; the sum of the values is the whole."""
+    a = model.attention
+    width = (
+        a.qk_head_dim + a.qk_rope_head_dim + a.v_head_dim if a.kind == "mla" else 2 * a.head_dim
+    )
+    parts = {"attention": 0.0, "ffn": 0.0, "conditioning": 0.0, "head": 0.0}
+    for visit in visits(model):
+        layer = layer_parameters(model, visit.dense, visit.looped)
+        # A query sees (s + 1) / 2 keys on average.
+        scores = a.num_heads * width * (sequence_length + 1)
+        parts["attention"] += 2 * layer.attention + scores
+        parts["ffn"] += 2 * (layer.ffn_active + layer.shared_experts + layer.router)
+        parts["conditioning"] += 2 * layer.conditioning
+    parts["head"] = 2.0 * vocab_size * model.hidden_size
+    return parts
+
+
+def train_flops_per_token(model: ModelConfig, vocab_size: int, sequence_length: int) -> float:
+    """FLOPs of forward and backward of one token (backward = 2 x forward)."""
+    return 3.0 * sum(forward_flops_per_token(model, vocab_size, sequence_length).values())

@@ -1,0 +1,71 @@
+"""One rank: ``python -m loopmoe_train.train --run RUN/run.yaml``, started by a launcher.
+
+Ends in an exit code and, if it fails, one line for the launcher; the traceback is in the log.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Callable, List
+
+from loopmoe_train.config import run_file
+from loopmoe_train.config.schema import RunConfig
+from loopmoe_train.errors import LoopMoEError, RunFailed
+
+
+def main(argv: List[str], body: Callable[[RunConfig], None]) -> int:
+    """Run ``body`` on the run named by ``--run``; returns the exit code."""
+    try:
+        if len(argv) != 2 or argv[0] != "--run":
+            raise RunFailed("usage: python -m loopmoe_train.train --run RUN/run.yaml")
+        body(run_file.load(Path(argv[1])))
+        return 0
+    except LoopMoEError as error:
+        return _leave(error, lost_peer=False)
+    except Exception as error:
+        traceback.print_exc()
+        lost_peer = type(error).__name__ in ("DistBackendError", "DistNetworkError") or any(
+            word in str(error) for word in ("Connection closed by peer", "Connection reset by peer")
+        )
+        text = f"{type(error).__name__}: {error}"[:600]
+        return _leave(RunFailed(text, "the traceback is in logs/ of the run folder"), lost_peer)
+
+
+def _leave(error: LoopMoEError, lost_peer: bool) -> int:
+    entry = dict(
+        rank=int(os.environ.get("RANK", "0")),
+        what=error.what,
+        fix=error.fix,
+        exit_code=error.exit_code,
+        lost_peer=lost_peer,
+        time=time.time(),
+    )
+    target = os.environ.get("LOOPMOE_FAILURE_FILE")
+    if target:
+        partial = Path(target).with_suffix(".tmp")
+        partial.write_text(json.dumps(entry))
+        os.replace(partial, target)
+    else:
+        print(f"loopmoe train: rank {entry['rank']}: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def _train(run: RunConfig) -> None:
+    # Imported here: a wrong command line or run.yaml is told without waiting for torch.
+    from loopmoe_train.train.run import train
+
+    train(run)
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:], _train)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: after a failure other ranks may be gone, and the process group's
+    # destructor would wait for them.
+    os._exit(code)

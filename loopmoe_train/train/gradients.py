@@ -1,0 +1,24 @@
+"""Names the gradients that are not finite, for the one line that ends a run."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List
+
+import torch
+import torch.distributed as dist
+
+from loopmoe_train.model.build import bare, unique_name
+
+
+def describe_non_finite(model: List[Any], prefixes: Dict[str, str]) -> str:
+    """First bad parameter of each rank and how many there are; a collective call."""
+    bad = [
+        unique_name(name, prefixes)
+        for chunk in model
+        for name, parameter in bare(chunk).named_parameters()
+        if parameter.requires_grad and not torch.isfinite(parameter.main_grad).all()
+    ]
+    everywhere: List[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, (len(bad), bad[0] if bad else ""))
+    found = [f"rank {r}: {n} parameters, first {name}" for r, (n, name) in enumerate(everywhere) if n]
+    return "; ".join(found) or "only the norm of all of them together"

@@ -1,0 +1,190 @@
+"""What a run leaves behind: metrics, console, summary. Files are written by rank 0 alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any, Dict, Iterator, List, Optional
+
+import torch.distributed as dist
+
+from loopmoe_train.config import run_file
+from loopmoe_train.device.accelerator import accel
+from loopmoe_train.errors import LoopMoEError
+from loopmoe_train.evaluation.perplexity import Validation
+from loopmoe_train.evaluation.probe import training_routing
+from loopmoe_train.observe.progress import Progress
+from loopmoe_train.observe.routing import RoutingProbe, write_probe
+from loopmoe_train.observe.sinks import JsonlSink, MultiSink, Sink, WandbSink
+from loopmoe_train.spec.arithmetic import parameters, train_flops_per_token
+from loopmoe_train.train.peak import peak_flops
+from loopmoe_train.train.step import StepResult, TrainState
+from loopmoe_train.train.text import Text
+
+# A run that was started by hand with torchrun has no command start time to count from.
+START_VARIABLE = "LOOPMOE_STARTED"
+
+
+class Recorder:
+    """Counts, prints and stores; never decides.
+
+    Args:
+        restored: folder of the checkpoint that the run continues from.
+    """
+
+    def __init__(self, state: TrainState, text: Text, restored: Optional[Path]) -> None:
+        run = state.run
+        self.state = state
+        self.folder = run_file.run_dir(run)
+        self.main = dist.get_rank() == 0
+        self.stop_signal: Optional[str] = None
+        self.speeds: List[float] = []
+        self.started = time.perf_counter()
+        self.first_step_s: Optional[float] = None
+        self.flops_per_token = train_flops_per_token(run.model, text.vocab_size, run.sequence_length)
+        self.peak = peak_flops(run)
+        self.summary: Dict[str, Any] = {
+            "status": "running",
+            "parameters": parameters(run.model, text.vocab_size)["total"],
+            "active_parameters": parameters(run.model, text.vocab_size)["active"],
+            "gzip9_bits_per_byte": text.gzip_bits_per_byte,
+        }
+        previous = self._previous_elapsed() if restored else 0.0
+        self.elapsed_before = previous
+        self.progress = Progress(run.steps)
+        self.sinks: Sink = MultiSink([])
+        self.routing: Optional[JsonlSink] = None
+        if self.main:
+            self._open(restored)
+
+    def _open(self, restored: Optional[Path]) -> None:
+        run, keep = self.state.run, self.state.step if restored else -1
+        sinks: List[Sink] = [JsonlSink(self.folder / "metrics.jsonl", keep_until_step=keep)]
+        if run.observe.wandb != "off":
+            from dataclasses import asdict
+
+            sinks.append(WandbSink(run.observe.wandb, run.observe.wandb_project, run.name,
+                                   self.folder, asdict(run)))  # fmt: skip
+        self.sinks = MultiSink(sinks)
+        self.routing = JsonlSink(self.folder / "routing.jsonl", keep_until_step=keep)
+        self.progress.start()
+        total = self.summary["parameters"] / 1e6
+        active = self.summary["active_parameters"] / 1e6
+        self.note(
+            f"{run.model.name}: {total:.2f}M parameters, {active:.2f}M used per token, "
+            f"{self.flops_per_token / 1e6:.1f} MFLOPs per training token"
+        )
+        if restored:
+            self.note(f"continues from {restored} (step {self.state.step})")
+
+    def _previous_elapsed(self) -> float:
+        """Training time of the run before this start, from its last metrics line."""
+        try:
+            lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+            times = [json.loads(line) for line in lines if line.endswith("}")]
+            return max((t.get("elapsed_s", 0.0) for t in times
+                        if t.get("step", 0) <= self.state.step), default=0.0)  # fmt: skip
+        except (OSError, ValueError):
+            return 0.0
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds of training so far, evaluations included, over all starts of the run."""
+        return self.elapsed_before + time.perf_counter() - self.started
+
+    def train(self, result: StepResult, step_s: float) -> None:
+        """Record one step. Every rank calls it: the routing statistics are summed."""
+        run, step = self.state.run, self.state.step
+        if self.first_step_s is None and START_VARIABLE in os.environ:
+            self.first_step_s = time.time() - float(os.environ[START_VARIABLE])
+        tokens = run.global_batch_size * run.sequence_length
+        self.speeds.append(tokens / step_s)
+        if step % run.observe.log_interval and step != run.steps:
+            return
+        routing = training_routing(self.state.model)
+        if not self.main:
+            return
+        record = dict(
+            step=step,
+            tokens=self.state.consumed * run.sequence_length,
+            loss=result.loss,
+            lr=result.lr,
+            grad_norm=result.grad_norm,
+            tokens_per_s=tokens / step_s,
+            step_s=step_s,
+            elapsed_s=self.elapsed_s,
+            mfu=self.flops_per_token * tokens / step_s / self.peak,
+        )
+        self.sinks.write({**record, **routing})
+        self.progress.train(record)
+
+    def validation(
+        self, result: Validation, routing: RoutingProbe, gates: Dict[str, float]
+    ) -> None:
+        """Record one validation and its probe."""
+        self.summary["val_loss"] = result.loss
+        self.summary["val_bits_per_byte"] = result.bits_per_byte
+        if not self.main:
+            return
+        record = dict(
+            step=self.state.step,
+            elapsed_s=self.elapsed_s,
+            val_loss=result.loss,
+            val_bits_per_byte=result.bits_per_byte,
+        )
+        self.sinks.write({**record, **gates})
+        if self.routing is not None:
+            write_probe(self.routing, routing)
+        self.progress.validation(record)
+
+    def sample(self, text: str) -> None:
+        """Store sampled text."""
+        if self.main:
+            (self.folder / "sample.txt").write_text(text + "\n", encoding="utf-8")
+
+    def note(self, text: str) -> None:
+        """One line on the console."""
+        if self.main:
+            self.progress.note(text)
+
+    def stopped_by(self, signal_name: Optional[str]) -> None:
+        """Remember why the loop left early (another rank may have got the signal)."""
+        self.stop_signal = signal_name or "a signal on another rank"
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """Close the sinks and write the summary however the run ends."""
+        status = "failed"
+        try:
+            yield
+            status = "stopped" if self.stop_signal else "done"
+        except LoopMoEError as error:
+            status = str(error)
+            raise
+        finally:
+            self._close(status)
+
+    def _close(self, status: str) -> None:
+        self.progress.close()
+        if not self.main:
+            return
+        self.sinks.close(status)
+        if self.routing is not None:
+            self.routing.close(status)
+        self.summary |= dict(
+            status=status,
+            step=self.state.step,
+            tokens=self.state.consumed * self.state.run.sequence_length,
+            tokens_per_s=median(self.speeds) if self.speeds else None,
+            wall_s=self.elapsed_s,
+            first_step_s=self.first_step_s,
+            peak_memory_gib=accel.peak_memory_bytes() / 2**30,
+            peak_tflops_per_device=self.peak / self.state.run.cluster.devices / 1e12,
+        )
+        partial = self.folder / "summary.json.tmp"
+        partial.write_text(json.dumps(self.summary, indent=1))
+        os.replace(partial, self.folder / "summary.json")

@@ -1,0 +1,170 @@
+"""One run on this rank: build -> restore -> loop -> close."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, Optional
+
+from megatron.core import parallel_state
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.utils import get_model_config
+
+from loopmoe_train.checkpoint import state as checkpoint_state
+from loopmoe_train.checkpoint import store
+from loopmoe_train.config.run_file import run_dir
+from loopmoe_train.config.schema import RunConfig
+from loopmoe_train.data.batches import Batch, rank_slice
+from loopmoe_train.device.accelerator import accel, select
+from loopmoe_train.evaluation.perplexity import validate
+from loopmoe_train.evaluation.probe import probe
+from loopmoe_train.evaluation.sample import sample_text
+from loopmoe_train.model.build import build_model, layer_names
+from loopmoe_train.optim.build import build_optimizer
+from loopmoe_train.parallel import groups
+from loopmoe_train.train.gradients import describe_non_finite
+from loopmoe_train.train.recorder import Recorder
+from loopmoe_train.train.step import TrainState, micro_steps, train_step
+from loopmoe_train.train.stop import StopRequest, end_with_parent
+from loopmoe_train.train.text import Text, open_text
+
+
+def train(run: RunConfig) -> None:
+    """Train until ``run.steps`` or a stop request; leaves a complete run folder.
+
+    Raises:
+        TrainingStopped: a gradient was not finite.
+        Refused: the checkpoint or dataset does not fit this run.
+    """
+    end_with_parent()
+    stop = StopRequest()
+    select(run.cluster.device)
+    groups.join(run)
+    try:
+        text = open_text(run)
+        state = build(run, text.vocab_size, text.train.batch)
+        restored = restore(state, text)
+        recorder = Recorder(state, text, restored)
+        with recorder.ending():
+            _loop(state, text, recorder, stop)
+            _finish(state, text, recorder)
+    finally:
+        groups.leave()
+
+
+def build(run: RunConfig, vocab_size: int, batch: Callable[[int, int], Batch]) -> TrainState:
+    """Model, optimizer and schedule of this run, at step 0.
+
+    Args:
+        batch: (first sample, count) -> those samples of the global order.
+    """
+    model = build_model(run, vocab_size)
+    optimizer, scheduler = build_optimizer(run, model)
+    config = get_model_config(model[0])
+    config.finalize_model_grads_func = finalize_model_grads
+    config.grad_scale_func = optimizer.scale_loss
+    if run.parallel.overlap_grad_reduce:
+        config.no_sync_func = model[0].no_sync
+    prefixes = layer_names(run)
+
+    def micro_batches(consumed: int) -> Iterator[Batch]:
+        rank = parallel_state.get_data_parallel_rank()
+        ranks = parallel_state.get_data_parallel_world_size()
+        for index in range(micro_steps(run)):
+            mine = rank_slice(consumed, index, run.micro_batch_size, rank, ranks)
+            yield batch(mine.start, len(mine)).to(accel.current_device())
+
+    return TrainState(
+        run=run,
+        model=model,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        forward_backward=get_forward_backward_func(),
+        micro_batches=micro_batches,
+        describe_gradients=lambda chunks: describe_non_finite(chunks, prefixes),
+    )
+
+
+def restore(state: TrainState, text: Text) -> Optional[Path]:
+    """Continue from a checkpoint if ``checkpoint.resume`` says so and there is one."""
+    wish = state.run.checkpoint.resume
+    root = run_dir(state.run) / "checkpoints"
+    folder = {"auto": store.newest(root), "none": None}.get(wish, Path(wish))
+    if folder is None:
+        return None
+    saved = store.load(folder, _identity(state.run, text))
+    position = checkpoint_state.restore(
+        saved, state.model, state.optimizer, state.scheduler, layer_names(state.run)
+    )
+    state.step, state.consumed = position["step"], position["consumed"]
+    return folder
+
+
+def save(state: TrainState, text: Text) -> Path:
+    """Write a checkpoint of the present step (a collective call)."""
+    captured = checkpoint_state.capture(
+        state.model,
+        state.optimizer,
+        state.scheduler,
+        layer_names(state.run),
+        {"step": state.step, "consumed": state.consumed},
+    )
+    root = run_dir(state.run) / "checkpoints"
+    about = _identity(state.run, text)
+    return store.save(root, state.step, captured, about, state.run.checkpoint.keep)
+
+
+def _identity(run: RunConfig, text: Text) -> Dict[str, Any]:
+    """What must be the same for a plain checkpoint to fit."""
+    return dict(
+        model=asdict(run.model),
+        parallel=asdict(run.parallel),
+        devices=run.cluster.devices,
+        precision=run.precision,
+        seed=run.seed,
+        sequence_length=run.sequence_length,
+        global_batch_size=run.global_batch_size,
+        dataset=text.fingerprint,
+        tokenizer=text.tokenizer.fingerprint,
+    )
+
+
+def _loop(state: TrainState, text: Text, recorder: Recorder, stop: StopRequest) -> None:
+    run = state.run
+    while state.step < run.steps:
+        started = time.perf_counter()
+        result = train_step(state, bool(stop))
+        recorder.train(result, time.perf_counter() - started)
+        if run.eval_interval and state.step % run.eval_interval == 0 and state.step < run.steps:
+            evaluate(state, text, recorder)
+        if run.checkpoint.interval and state.step % run.checkpoint.interval == 0:
+            recorder.note(f"saved {save(state, text)}")
+        if result.stop:
+            recorder.stopped_by(stop.signal_name)
+            return
+
+
+def evaluate(state: TrainState, text: Text, recorder: Recorder) -> None:
+    """Validation loss, bits per byte, and the routing probe."""
+    result = validate(state.run, state.model, text.valid, text.token_bytes)
+    routing, gates = probe(state.run, state.model, text.valid, state.step)
+    recorder.validation(result, routing, gates)
+
+
+def _finish(state: TrainState, text: Text, recorder: Recorder) -> None:
+    """Last validation, checkpoint, sampled text."""
+    root = run_dir(state.run) / "checkpoints"
+    if not (store.step_folder(root, state.step) / store.MANIFEST).exists() and state.step:
+        recorder.note(f"saved {save(state, text)}")
+    if recorder.stop_signal is not None:
+        recorder.note(
+            f"stopped by {recorder.stop_signal} after step {state.step}; "
+            "the same command continues from there"
+        )
+        return
+    evaluate(state, text, recorder)
+    recorder.sample(sample_text(state.run, state.model, text.tokenizer))

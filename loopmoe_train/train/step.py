@@ -1,0 +1,151 @@
+"""One optimizer step, top to bottom.
+
+Shapes: b micro-batch, s sequence length. Everything below runs on every rank; the
+collectives are inside ``forward_backward`` (gradients), the gradient norm, and ``_agree``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Callable, Dict, Iterator, List, Tuple
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.optimizer import ChainedOptimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from torch import Tensor
+
+from loopmoe_train.config.schema import RunConfig
+from loopmoe_train.data.batches import Batch
+from loopmoe_train.errors import TrainingStopped
+
+
+@dataclass
+class TrainState:
+    """What a step works on.
+
+    Attributes:
+        model: chunks of this rank, wrapped by core's DistributedDataParallel.
+        forward_backward: core's schedule for this layout.
+        micro_batches: first sample of a global batch -> this rank's micro-batches of it.
+        describe_gradients: names the parameters with non-finite gradients on all ranks.
+        step: optimizer steps done.
+        consumed: samples consumed by all ranks.
+    """
+
+    run: RunConfig
+    model: List[Any]
+    optimizer: ChainedOptimizer
+    scheduler: OptimizerParamScheduler
+    forward_backward: Callable[..., List[Dict[str, Tensor]]]
+    micro_batches: Callable[[int], Iterator[Batch]]
+    describe_gradients: Callable[[List[Any]], str]
+    step: int = 0
+    consumed: int = 0
+
+
+@dataclass
+class StepResult:
+    """What a step tells: mean loss per token, norm before clipping, rate used, stop wanted."""
+
+    loss: float
+    grad_norm: float
+    lr: float
+    tokens: int
+    stop: bool
+
+
+def train_step(state: TrainState, stop_wanted: bool) -> StepResult:
+    """Forward, backward, check, clip, update.
+
+    Args:
+        stop_wanted: this rank was asked to stop; the ranks agree on it here, so that all
+            leave the loop after the same step.
+
+    Raises:
+        TrainingStopped: a gradient is not finite. The weights have not moved.
+    """
+    run = state.run
+    # 1. clear gradients
+    for chunk in state.model:
+        chunk.zero_grad_buffer()
+    state.optimizer.zero_grad()
+
+    # 2. forward and backward over this rank's micro-batches; gradients are reduced over
+    #    ranks, divided by the tokens of the global batch, and the router biases move
+    outputs = state.forward_backward(
+        forward_step_func=forward_step,
+        data_iterator=state.micro_batches(state.consumed),
+        model=state.model,
+        num_microbatches=micro_steps(run),
+        seq_length=run.sequence_length,
+        micro_batch_size=run.micro_batch_size,
+        forward_only=False,
+    )
+
+    # 3. a gradient that is not finite must never reach the weights
+    state.optimizer.prepare_grads()
+    grad_norm = float(state.optimizer.get_grad_norm())
+    if not math.isfinite(grad_norm):
+        raise TrainingStopped(
+            f"step {state.step + 1}: the gradient is not finite "
+            f"({state.describe_gradients(state.model)}; samples {state.consumed} to "
+            f"{state.consumed + run.global_batch_size - 1}); the weights were not touched",
+            "lower optim.lr or lengthen optim.warmup_steps, then start again",
+        )
+
+    # 4. clip and update
+    if run.optim.clip_grad > 0:
+        _clip(state.optimizer, run.optim.clip_grad, grad_norm)
+    lr = state.optimizer.param_groups[0]["lr"]
+    state.optimizer.step_with_ready_grads()
+    state.scheduler.step(increment=1)
+    state.step += 1
+    state.consumed += run.global_batch_size
+
+    # 5. one small reduction for the report
+    loss, tokens, stop = _agree(outputs, stop_wanted)
+    return StepResult(loss, grad_norm, lr, tokens, stop)
+
+
+def forward_step(batches: Iterator[Batch], model: Any) -> Tuple[Tensor, Callable[..., Any]]:
+    """Core's forward hook: per-token losses [b, s] of the next micro-batch, and its reduction."""
+    batch = next(batches)
+    losses = model(batch.tokens, batch.position_ids, batch.attention_mask, labels=batch.labels)
+    return losses, partial(sum_of_losses, batch.loss_mask)
+
+
+def sum_of_losses(loss_mask: Tensor, losses: Tensor) -> Tuple[Tensor, Tensor, Dict[str, Tensor]]:
+    """Masked sum [], number of tokens that count [] and both for the report."""
+    total = torch.sum(losses.float() * loss_mask)
+    tokens = loss_mask.sum().to(torch.int64)
+    return total, tokens, {"sum": total.detach(), "tokens": tokens}
+
+
+def micro_steps(run: RunConfig) -> int:
+    """Micro-batches per rank and optimizer step (gradient accumulation)."""
+    ranks = parallel_state.get_data_parallel_world_size(with_context_parallel=False)
+    return run.global_batch_size // (run.micro_batch_size * ranks)
+
+
+def _clip(optimizer: ChainedOptimizer, max_norm: float, total_norm: float) -> None:
+    """Scale all gradients by max_norm / total_norm if that is below 1; experts and the rest
+    live in separate optimizers but share one norm."""
+    for part in optimizer.chained_optimizers:
+        parameters = part.get_parameters()
+        if parameters:
+            clip_grad_by_total_norm_fp32(parameters, max_norm=max_norm, total_norm=total_norm)
+
+
+def _agree(outputs: List[Dict[str, Tensor]], stop_wanted: bool) -> Tuple[float, int, bool]:
+    """Mean loss per token over all ranks, tokens, and whether any rank wants to stop."""
+    sums = torch.stack([torch.stack([o["sum"].double(), o["tokens"].double()]) for o in outputs])
+    wish = torch.tensor([float(stop_wanted)], dtype=torch.float64, device=sums.device)
+    report = torch.cat([sums.sum(0), wish])
+    dist.all_reduce(report, group=parallel_state.get_data_parallel_group())
+    total, tokens, wishes = report.tolist()
+    return total / max(tokens, 1.0), int(tokens), wishes > 0

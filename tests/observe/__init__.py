@@ -1,0 +1,1 @@
+"""Tests of loopmoe_train.observe (no torch)."""

@@ -1,0 +1,172 @@
+"""Train the golden model in one layout after another; give losses and named gradients.
+
+Runs on the ranks of one launch (tests.dist.ranks). Every case makes its own process groups
+over the same default group.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, Dict, List
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from loopmoe_train.config.compose import compose
+from loopmoe_train.config.schema import RunConfig
+from loopmoe_train.data.batches import Batch
+from loopmoe_train.device.accelerator import select
+from loopmoe_train.model.build import bare, layer_names, unique_name
+from loopmoe_train.parallel import groups
+from loopmoe_train.train.run import build
+from loopmoe_train.train.step import TrainState, train_step
+
+VOCAB = 96
+
+# Odd sizes on purpose: no dimension equals another by chance.
+GOLDEN = [
+    "model=loopmoe_tiny",
+    "sequence_length=24",
+    "micro_batch_size=2",
+    "global_batch_size=8",
+    "steps=40",
+    "seed=7",
+    "optim.warmup_steps=0",
+    "optim.lr=2e-3",
+    "optim.min_lr=1e-4",
+    "model.hidden_size=40",
+    "model.prefix_layers=1",
+    "model.body_layers=2",
+    "model.suffix_layers=1",
+    "model.dense_ffn_hidden_size=72",
+    "model.loop.iterations=3",
+    "model.loop.bottleneck=null",
+    "model.attention.num_heads=2",
+    "model.attention.q_lora_rank=20",
+    "model.attention.kv_lora_rank=18",
+    "model.attention.qk_head_dim=10",
+    "model.attention.qk_rope_head_dim=6",
+    "model.attention.v_head_dim=14",
+    "model.moe.num_experts=8",
+    "model.moe.top_k=3",
+    "model.moe.expert_hidden_size=28",
+    "model.moe.num_shared_experts=1",
+    "model.moe.z_loss_coeff=1e-3",
+    # The losses per micro-batch see other tokens in another layout; the one per sequence does not.
+    "model.moe.aux_loss=sequence",
+    "model.moe.aux_loss_coeff=1e-2",
+    "model.init_std=0.1",
+]
+
+
+def golden(overrides: List[str]) -> RunConfig:
+    """The golden run with ``overrides``."""
+    return compose(GOLDEN + overrides)
+
+
+def samples(run: RunConfig, first: int, count: int) -> Batch:
+    """Synthetic samples: a pure function of their number, with a masked token in each."""
+    rows = [
+        torch.randint(0, VOCAB, (run.sequence_length + 1,),
+                      generator=torch.Generator().manual_seed(1000 + index))
+        for index in range(first, first + count)
+    ]  # fmt: skip
+    tokens = torch.stack(rows)
+    mask = torch.ones(count, run.sequence_length)
+    for row, index in enumerate(range(first, first + count)):
+        mask[row, index % run.sequence_length] = 0  # micro-batches differ in their tokens
+    positions = torch.arange(run.sequence_length).expand(count, -1)
+    return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), mask, positions, None)
+
+
+def run_cases(cases: List[Dict[str, Any]]) -> Dict[str, Any]:
+    """Each case: ``{"name", "overrides", "steps"}``. Result: name -> losses, norms, gradients."""
+    import os
+
+    select("cpu")
+    dist.init_process_group(
+        "gloo",
+        init_method=os.environ["LOOPMOE_RENDEZVOUS"],
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=timedelta(seconds=120),
+    )
+    results = {}
+    for case in cases:
+        run = golden([f"cluster.devices={dist.get_world_size()}", *case["overrides"]])
+        groups.make_groups(run, timedelta(seconds=120))
+        groups.seed_rank(run.seed)
+        results[case["name"]] = _train(run, case["steps"])
+        parallel_state.destroy_model_parallel()
+    return results
+
+
+def _train(run: RunConfig, steps: int) -> Dict[str, Any]:
+    torch.manual_seed(0)
+    state = build(run, VOCAB, lambda first, count: samples(run, first, count))
+    gradients = _capture_gradients(state)
+    losses, norms = [], []
+    for _ in range(steps):
+        result = train_step(state, False)
+        losses.append(result.loss)
+        norms.append(result.grad_norm)
+    bias = {
+        unique_name(name, layer_names(run)): buffer.clone()
+        for name, buffer in bare(state.model[0]).named_buffers()
+        if name.endswith("expert_bias")
+    }
+    weights = {k: v for k, v in _named(state, lambda p: p.data).items()}
+    return dict(losses=losses, norms=norms, gradients=gradients, bias=bias, weights=weights)
+
+
+def _capture_gradients(state: TrainState) -> Dict[str, torch.Tensor]:
+    """Filled in the first step, between reduction and clipping."""
+    captured: Dict[str, torch.Tensor] = {}
+    prepare = state.optimizer.prepare_grads
+
+    def prepare_and_capture() -> bool:
+        if not captured:
+            captured.update(_named(state, lambda p: p.main_grad))
+        return prepare()
+
+    state.optimizer.prepare_grads = prepare_and_capture  # type: ignore[method-assign]
+    return captured
+
+
+def _named(state: TrainState, pick: Any) -> Dict[str, torch.Tensor]:
+    """Full tensors by unique name: shards of the distributed optimizer and experts joined."""
+    owned = _owned_ranges(state)
+    prefixes = layer_names(state.run)
+    mine = {}
+    for name, parameter in bare(state.model[0]).named_parameters():
+        start, end = owned.get(parameter, (0, parameter.numel()))
+        flat = pick(parameter).detach().float().reshape(-1)[start:end].clone()
+        mine[unique_name(name, prefixes)] = (start, flat, tuple(parameter.shape))
+    everywhere: List[Any] = [None] * dist.get_world_size()
+    ep_rank = parallel_state.get_expert_model_parallel_rank()
+    dist.all_gather_object(everywhere, (ep_rank, mine))
+    joined = {}
+    for name, (_, _, shape) in mine.items():
+        experts = ".experts." in name
+        ranks = parallel_state.get_expert_model_parallel_world_size() if experts else 1
+        full = torch.full((ranks, torch.Size(shape).numel()), float("nan"))
+        for ep, other in everywhere:
+            start, flat, _ = other[name]
+            full[ep if experts else 0, start : start + flat.numel()] = flat
+        joined[name] = full.reshape(ranks * shape[0], *shape[1:])
+        assert not torch.isnan(joined[name]).any(), f"{name}: shards do not cover it"
+    return joined
+
+
+def _owned_ranges(state: TrainState) -> Dict[Any, Any]:
+    """Parameter -> (start, end) of the part that this rank reduces; without sharding, nothing."""
+    ranges: Dict[Any, Any] = {}
+    if state.run.parallel.distributed_optimizer:
+        for parameter in bare(state.model[0]).parameters():
+            ranges[parameter] = (0, 0)
+        for part in state.optimizer.chained_optimizers:
+            for parameter in part.model_param_group_index_map:
+                own = part._get_model_param_range_map(parameter)["param"]
+                ranges[parameter] = (own.start, own.end)
+    return ranges
