@@ -23,7 +23,7 @@ class Batch:
     position_ids: torch.Tensor  # int64 [b, s]
     attention_mask: Optional[torch.Tensor]  # bool [b, 1, s, s], True: hidden; None: plain causal
 
-    def to(self, device: Any) -> "Batch":
+    def to(self, device: Any) -> Batch:
         """The same batch on ``device``."""
         moved = (
             None if value is None else value.to(device, non_blocking=True)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import multiprocessing
+import os
+import signal
+import threading
 from collections import deque
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -53,7 +56,7 @@ def tokenise(works: Iterable[Work], model: Path, workers: int) -> Iterator[Token
         return
     # spawn: a fork of a process that runs threads (torch, rich) can deadlock
     pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _open_tokenizer, (model,)
+        workers, multiprocessing.get_context("spawn"), _start_worker, (model,)
     )
     try:
         pending: Deque[Future[List[Tokens]]] = deque()
@@ -82,6 +85,21 @@ def _tasks(works: Iterable[Work]) -> Iterator[List[Work]]:
             task, size = [], 0
     if task:
         yield task
+
+
+def _start_worker(model: Path) -> None:
+    # Ctrl-C reaches the whole terminal: only the parent speaks about it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    _open_tokenizer(model)
+
+
+def _leave_with_parent() -> None:
+    """A killed parent closes no queue, so its workers would wait for tasks for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _open_tokenizer(model: Path) -> None:

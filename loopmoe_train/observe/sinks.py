@@ -176,7 +176,7 @@ def _to_stderr(line: str) -> None:
     print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
-def _start_wandb(mode: str, project: str, name: str, run_dir: Path, config: dict[str, Any]) -> Any:
+def _start_wandb(mode: Any, project: str, name: str, run_dir: Path, config: dict[str, Any]) -> Any:
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when wandb is imported
     import wandb
 

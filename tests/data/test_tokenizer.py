@@ -14,7 +14,8 @@ from tests.data.conftest import VOCAB, make_texts
 
 _HARD = [
     "\0", "\u2581", " ", "  ", "\n", "\r\n", "\t", "<unk>", "<s>", "</s>", EOD_PIECE, "<0x41>",
-    "\u2585", "\u2047", "🙂", "👩‍👩‍👧", "\ufeff", "\ufffd", "\x85", "\u2028", "def f", "return value",
+    "\u2585", "\u2047", "🙂", "👩‍👩‍👧", "\ufeff", "\ufffd", "\x85", "\u2028",
+    "def f", "return value",
 ]  # fmt: skip
 # every character utf-8 can store, and strings glued from what SentencePiece treats specially
 _TEXTS = st.one_of(

@@ -23,12 +23,14 @@ SHAPES: dict[str, dict[str, Any]] = {
         "validations": 1,
     },
     "four layers, eight iterations, 256 experts, long": {
-        "steps": 600, "looped": 4, "iterations": 8, "experts": 256, "probes": 30,
-        "validations": 30,
+        "steps": 600, "looped": 4, "iterations": 8, "experts": 256, "probes": 26,
+        "validations": 26,
     },
     "vanilla": {"looped": 0, "plain": 4},
     "nothing but training": {"probes": 0, "validations": 0},
-    "many looped layers": {"looped": 10, "iterations": 2, "plain": 0, "experts": 8, "probes": 2},
+    "many looped layers": {
+        "steps": 4, "looped": 9, "iterations": 2, "plain": 0, "experts": 4, "probes": 1,
+    },
 }  # fmt: skip
 
 

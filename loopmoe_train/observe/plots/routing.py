@@ -195,7 +195,7 @@ def _draw_overlaps(figure: SubFigure, layers: Sequence[LayerRouting], left_out: 
     figure.suptitle(title, fontsize=12.5, fontweight="bold", x=0.01, ha="left")
     rows = -(-len(layers) // OVERLAPS_PER_ROW)
     panels = figure.subplots(rows, OVERLAPS_PER_ROW, squeeze=False).ravel()
-    image = None
+    image: Any = None
     for axes, entry in zip(panels, layers, strict=False):
         image = _draw_overlap(axes, entry)
     for axes in panels[len(layers) :]:

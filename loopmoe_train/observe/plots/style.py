@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # Okabe & Ito (2008), without the yellow that white paper swallows
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY = "#666666"
 
-_RC: dict[str, Any] = {
+_RC: Any = {
     "font.size": 10.5,
     "axes.titlesize": 11.5,
     "axes.titleweight": "bold",
@@ -42,7 +41,7 @@ _RC: dict[str, Any] = {
 
 
 @contextmanager
-def drawing(path: Path | str, width: float, height: float) -> Iterator[Figure]:
+def drawing(path: Path | str, width: float, height: float) -> Iterator[Any]:
     """A figure of this size in inches, saved to ``path`` (atomically) on leaving.
 
     Works without pyplot: no global figure list, no display, any thread.

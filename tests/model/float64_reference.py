@@ -1,0 +1,143 @@
+"""LoopMoE in plain float64 operations, straight from the formulas (facts: arXiv 2606.04438,
+section 2, and DeepSeek-V3 for attention and router). No megatron-core, no shared code.
+
+Weights come as a dict by unique layer name. x: [s, b, d].
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Dict, Optional
+
+import torch
+from torch import Tensor
+
+from loopmoe_train.config.schema import ModelConfig
+
+Weights = Dict[str, Tensor]
+
+
+def rms(x: Tensor, weight: Optional[Tensor], eps: float) -> Tensor:
+    y = x / torch.sqrt((x * x).mean(-1, keepdim=True) + eps)
+    return y if weight is None else y * weight
+
+
+def silu(x: Tensor) -> Tensor:
+    return x / (1 + torch.exp(-x))
+
+
+def swiglu(x: Tensor, fc1: Tensor, fc2: Tensor) -> Tensor:
+    gate, up = (x @ fc1.T).chunk(2, -1)
+    return (silu(gate) * up) @ fc2.T
+
+
+def rotate(x: Tensor, base: float) -> Tensor:
+    """Rotary position embedding of [s, b, h, r]; core's MLA stores pairs interleaved and rotates
+    halves after de-interleaving them."""
+    s, r = x.shape[0], x.shape[-1]
+    x = torch.cat([x[..., 0::2], x[..., 1::2]], -1)
+    frequencies = base ** (-torch.arange(0, r, 2, dtype=torch.float64) / r)
+    angles = torch.arange(s, dtype=torch.float64)[:, None] * frequencies
+    angles = torch.cat([angles, angles], -1)[:, None, None, :]
+    first, second = x.chunk(2, -1)
+    return x * angles.cos() + torch.cat([-second, first], -1) * angles.sin()
+
+
+def mla(x: Tensor, w: Weights, p: str, m: ModelConfig) -> Tensor:
+    a, (s, b, _) = m.attention, x.shape
+    q = rms(x @ w[p + "linear_q_down_proj.weight"].T, w[p + "q_layernorm.weight"], m.norm_epsilon)
+    q = (q @ w[p + "linear_q_up_proj.weight"].T).view(s, b, a.num_heads, -1)
+    q_nope, q_rope = q.split([a.qk_head_dim, a.qk_rope_head_dim], -1)
+    latent = x @ w[p + "linear_kv_down_proj.weight"].T
+    latent, k_rope = latent.split([a.kv_lora_rank, a.qk_rope_head_dim], -1)
+    latent = rms(latent, w[p + "kv_layernorm.weight"], m.norm_epsilon)
+    kv = (latent @ w[p + "linear_kv_up_proj.weight"].T).view(s, b, a.num_heads, -1)
+    k_nope, v = kv.split([a.qk_head_dim, a.v_head_dim], -1)
+    k_rope = rotate(k_rope.unsqueeze(2), a.rotary_base).expand(-1, -1, a.num_heads, -1)
+    q = torch.cat([q_nope, rotate(q_rope, a.rotary_base)], -1)
+    k = torch.cat([k_nope, k_rope], -1)
+    scores = torch.einsum("sbhd,tbhd->bhst", q, k) / math.sqrt(q.shape[-1])
+    scores = scores.masked_fill(torch.ones(s, s, dtype=torch.bool).triu(1), -math.inf)
+    out = torch.einsum("bhst,tbhd->sbhd", scores.softmax(-1), v).reshape(s, b, -1)
+    return out @ w[p + "linear_proj.weight"].T
+
+
+def moe(x: Tensor, w: Weights, p: str, m: ModelConfig) -> Tensor:
+    """Sigmoid scores, selection with bias, weights renormalised over the selected, token by token."""
+    flat = x.reshape(-1, x.shape[-1])
+    scores = torch.sigmoid(flat @ w[p + "router.weight"].T)
+    rows = []
+    for token, score in zip(flat, scores):
+        chosen = (score.detach() + w[p + "router.expert_bias"]).topk(m.moe.top_k).indices
+        weight = score[chosen] / (score[chosen].sum() + 1e-20)
+        row = torch.zeros_like(token)
+        for k, e in zip(weight, chosen.tolist()):
+            w1 = w[p + "experts.w1_EDGF"][e]  # [d, 2, f]
+            row = row + k * (silu(token @ w1[:, 0]) * (token @ w1[:, 1])) @ w[
+                p + "experts.w2_EFD"][e]  # fmt: skip
+        rows.append(row)
+    shared = swiglu(
+        flat, w[p + "shared_experts.linear_fc1.weight"], w[p + "shared_experts.linear_fc2.weight"]
+    )
+    return (torch.stack(rows) + shared).view_as(x)
+
+
+def code(k: int, size: int) -> Tensor:
+    half = size // 2
+    f = torch.tensor([10000.0 ** (-i / half) for i in range(half)], dtype=torch.float64)
+    return torch.cat([torch.cos(k * f), torch.sin(k * f)])
+
+
+def linear(x: Tensor, w: Weights, p: str) -> Tensor:
+    return x @ w[p + "weight"].T + w[p + "bias"]
+
+
+def layer(x: Tensor, w: Weights, index: int, k: Optional[int], m: ModelConfig) -> Tensor:
+    """One visit; ``k``: iteration of a conditioned body layer, None elsewhere."""
+    p, eps, d = f"decoder.layers.{index}.", m.norm_epsilon, m.hidden_size
+    alpha = 1.0
+    v = None
+    if k is None:
+        h = rms(x, w[p + "input_layernorm.weight"], eps)
+    else:
+        n = p + "input_layernorm."
+        v = linear(code(k, m.loop.iteration_code_size), w, n + "iteration_mlp.0.")
+        v = linear(silu(v), w, n + "iteration_mlp.2.")
+        mod = linear(silu(linear(x, w, n + "condition.") + v), w, n + "modulation.")
+        h = (1 + mod[..., :d]) * rms(x, None, eps) + mod[..., d : 2 * d]
+        alpha = mod[..., 2 * d :]
+    out = mla(h, w, p + "self_attention.", m)
+    if m.sandwich_norm:
+        out = rms(out, w[p + "self_attn_bda.output_norm.weight"], eps)
+    x = x + alpha * out
+    if k is None:
+        h = rms(x, w[p + "pre_mlp_layernorm.weight"], eps)
+    else:
+        n = p + "pre_mlp_layernorm."
+        mod = linear(silu(linear(x, w, n + "condition.") + v), w, n + "modulation.")
+        h = (1 + mod[..., :d]) * rms(x, None, eps) + mod[..., d:]
+    if index < m.dense_layers:
+        out = swiglu(h, w[p + "mlp.linear_fc1.weight"], w[p + "mlp.linear_fc2.weight"])
+    else:
+        out = moe(h, w, p + "mlp.", m)
+    if m.sandwich_norm:
+        out = rms(out, w[p + "mlp_bda.output_norm.weight"], eps)
+    return x + out
+
+
+def losses(tokens: Tensor, labels: Tensor, w: Weights, m: ModelConfig) -> Tensor:
+    """Cross entropy per token [b, s] in nats."""
+    x = w["embedding.word_embeddings.weight"][tokens].transpose(0, 1)
+    conditioned = m.loop.iterations > 1 and m.loop.conditioning == "iter_adaln"
+    for index in range(m.prefix_layers):
+        x = layer(x, w, index, None, m)
+    for k in range(1, m.loop.iterations + 1):
+        for index in range(m.prefix_layers, m.prefix_layers + m.body_layers):
+            x = layer(x, w, index, k if conditioned else None, m)
+    first = m.prefix_layers + m.body_layers
+    for index in range(first, first + m.suffix_layers):
+        x = layer(x, w, index, None, m)
+    x = rms(x, w["decoder.final_layernorm.weight"], m.norm_epsilon)
+    logits = x @ w["output_layer.weight"].T
+    logp = logits.log_softmax(-1).transpose(0, 1)
+    return -logp.gather(-1, labels.unsqueeze(-1)).squeeze(-1)

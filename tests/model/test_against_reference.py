@@ -1,0 +1,80 @@
+"""The whole model against a float64 reference: losses and every named gradient."""
+
+from __future__ import annotations
+
+from typing import Dict, List
+
+import pytest
+import torch
+
+from loopmoe_train.model.build import build_gpt, layer_names, unique_name
+from loopmoe_train.model.core_config import transformer_config
+from tests.model import float64_reference as reference
+from tests.parity.worker import VOCAB, golden, samples
+
+# Auxiliary losses are core's; without them the whole gradient is the cross entropy's.
+PLAIN = ["cluster.devices=1", "parallel=data", "global_batch_size=2", "model.moe.aux_loss=none",
+         "model.moe.z_loss_coeff=0", "sequence_length=11"]  # fmt: skip
+
+
+def _model_and_weights(overrides: List[str]):
+    run = golden(PLAIN + overrides)
+    model = build_gpt(run, VOCAB, transformer_config(run))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():  # away from the special point of step 0
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        for name, buffer in model.named_buffers():
+            if name.endswith("expert_bias"):
+                buffer.copy_(0.2 * torch.randn(buffer.shape, generator=generator))
+    prefixes = layer_names(run)
+    weights: Dict[str, torch.Tensor] = {
+        unique_name(name, prefixes): tensor.detach().double().requires_grad_(
+            isinstance(tensor, torch.nn.Parameter))
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+    }  # fmt: skip
+    return run, model, weights
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["model.loop.gate=scalar"],
+        ["model.loop.bottleneck=13"],
+        ["model.loop.conditioning=none"],
+        ["model.sandwich_norm=false"],
+        ["model.loop.iterations=1"],
+        ["model.loop.iterations=5", "model.body_layers=1", "model.suffix_layers=0"],
+    ],
+    ids=lambda o: ",".join(o) or "golden",
+)
+def test_losses_and_gradients(one_rank: None, overrides: List[str]) -> None:
+    run, model, weights = _model_and_weights(overrides)
+    batch = samples(run, 0, 2)
+    ours = model(batch.tokens, batch.position_ids, None, labels=batch.labels)
+    expected = reference.losses(batch.tokens, batch.labels, weights, run.model)
+    torch.testing.assert_close(ours.double(), expected, rtol=2e-5, atol=2e-5)
+
+    upstream = torch.rand(expected.shape, generator=torch.Generator().manual_seed(5))
+    ours.backward(upstream)
+    expected.backward(upstream.double())
+    prefixes = layer_names(run)
+    for name, parameter in model.named_parameters():
+        wanted = weights[unique_name(name, prefixes)].grad
+        error = (parameter.grad.double() - wanted).norm() / wanted.norm()
+        assert error < 5e-5, f"{name}: relative gradient error {error:.1e}"
+
+
+def test_one_iteration_mlp_for_all_layers(one_rank: None) -> None:
+    run, model, weights = _model_and_weights(["model.loop.share_iteration_mlp=true"])
+    owners = [name for name in weights if "iteration_mlp" in name]
+    assert {name.split(".")[2] for name in owners} == {"1"}, owners
+    for name in owners:  # the reference reads one per layer: point them at the shared one
+        weights[name.replace("layers.1.", "layers.2.")] = weights[name]
+    batch = samples(run, 0, 2)
+    model(batch.tokens, batch.position_ids, None, labels=batch.labels).sum().backward()
+    reference.losses(batch.tokens, batch.labels, weights, run.model).sum().backward()
+    for name, parameter in model.named_parameters():
+        wanted = weights[unique_name(name, layer_names(run))].grad
+        assert (parameter.grad.double() - wanted).norm() / wanted.norm() < 5e-5, name
