@@ -1,1 +1,1 @@
-"""Hydra presets, installed as `loopmoe_configs`; a folder is a group of `loopmoe train GROUP=NAME`."""
+"""Hydra presets, installed as `loopmoe_configs`: a folder is a group (GROUP=NAME)."""

@@ -1,1 +1,1 @@
-""""""
+"""Benchmarks, one module each: `loopmoe bench NAME`."""

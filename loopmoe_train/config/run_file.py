@@ -60,6 +60,7 @@ def load(path: Path) -> RunConfig:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise Refused(
-            f"{path}: cannot be read ({error.strerror})", "name a run folder made by `loopmoe train`"
+            f"{path}: cannot be read ({error.strerror})",
+            "name a run folder made by `loopmoe train`",
         ) from error
     return parse(text, str(path))

@@ -116,7 +116,7 @@ def load_dataset(path: Path) -> Optional[DatasetInfo]:
         content = json.loads(file.read_bytes())
         if content.pop("format") != FORMAT:
             raise ValueError("another format")
-        splits = {name: SplitInfo(**content.pop(name)) for name in SPLITS}
+        splits: Dict[str, Any] = {name: SplitInfo(**content.pop(name)) for name in SPLITS}
         return DatasetInfo(path=str(path), **splits, **content)
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -15,7 +15,7 @@ from array import array
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Optional, Type
+from typing import Any, Dict, Optional, Type
 
 import numpy as np
 
@@ -25,7 +25,11 @@ from loopmoe_train.errors import Refused
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 _VERSION = 1
-_TOKEN_DTYPES = {4: np.dtype("<i4"), 5: np.dtype("<i8"), 8: np.dtype("<u2")}
+_TOKEN_DTYPES: Dict[int, np.dtype[Any]] = {
+    4: np.dtype("<i4"),
+    5: np.dtype("<i8"),
+    8: np.dtype("<u2"),
+}
 _MAX_SEQUENCE = 2**31 - 1  # lengths are int32 in the file
 
 
@@ -39,7 +43,7 @@ def idx_path(prefix: Path) -> Path:
     return prefix.with_name(prefix.name + ".idx")
 
 
-def token_dtype(vocab_size: int) -> np.dtype:
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
     """Dtype that megatron-core's builder also picks: uint16 below 65500 ids, else int32."""
     return _TOKEN_DTYPES[8 if vocab_size < 65500 else 4]
 

@@ -130,7 +130,7 @@ class SampleOrder:
         if self._cache_dir is None:
             return None
         identity = hashlib.sha256(f"{self._key}:{self.sequence_length}:".encode())
-        identity.update(np.ascontiguousarray(self._lengths))
+        identity.update(np.ascontiguousarray(self._lengths).data)
         return self._cache_dir / f"order-{identity.hexdigest()[:16]}-epoch{number}.bin"
 
     def _save(self, number: int, epoch: _Epoch) -> None:
@@ -160,7 +160,7 @@ class SampleOrder:
         except OSError:
             return None
         body = raw[_DIGEST_BYTES:]
-        if hashlib.sha256(body).digest() != raw[:_DIGEST_BYTES].tobytes():
+        if hashlib.sha256(body.data).digest() != raw[:_DIGEST_BYTES].tobytes():
             return None
         values = body.view("<i8")
         starts_end = 2 * documents + 1

@@ -24,6 +24,8 @@ from loopmoe_train.errors import Refused
 
 _SUPPORTED = "==0.16.1"
 _disabled: set[str] = {n for n in os.environ.get("LOOPMOE_DISABLE_FIX", "").split(",") if n}
+#: how to take back what a fix set in its module; wrapped functions look at _disabled themselves
+_undo: dict[str, Callable[[], None]] = {}
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Fix:
 
 
 def disable_fix(name: str) -> None:
-    """Leave out one fix or config rule; for tests, and only before its module is imported.
+    """Leave out one fix or config rule, or take it back if it is applied already; for tests.
 
     Raises:
         ValueError: there is no fix of that name.
@@ -46,6 +48,7 @@ def disable_fix(name: str) -> None:
     if name not in {fix.name for fix in FIXES} | set(CONFIG_RULES):
         raise ValueError(f"no fix is called {name!r}")
     _disabled.add(name)
+    _undo.pop(name, lambda: None)()
 
 
 def check_versions() -> None:
@@ -54,10 +57,9 @@ def check_versions() -> None:
     Raises:
         Refused: another version; fixes could miss their target or repair what is no longer broken.
     """
-    from packaging.specifiers import SpecifierSet
-
     # asks the imported files, not the metadata: a checkout on PYTHONPATH has none
     from megatron.core import package_info
+    from packaging.specifiers import SpecifierSet
 
     installed = package_info.__version__
     for versions in sorted({fix.versions for fix in FIXES}):
@@ -83,13 +85,15 @@ def apply_to(module: ModuleType) -> None:
             fix.apply(module)
 
 
-def _wrap(owner: Any, name: str) -> Callable[[Callable[..., Any]], None]:
+def _wrap(fix: str, owner: Any, name: str) -> Callable[[Callable[..., Any]], None]:
     """Replace `owner.name` by the decorated function, which gets the original as `original`."""
     original = getattr(owner, name)
 
     def decorate(replacement: Callable[..., Any]) -> None:
         @functools.wraps(original)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if fix in _disabled:
+                return original(*args, **kwargs)
             return replacement(original, *args, **kwargs)
 
         setattr(owner, name, wrapper)
@@ -105,6 +109,7 @@ def _no_jit_fuser(module: ModuleType) -> None:
 
     if not accel.compiles:
         module.disable_jit_fuser()
+        _undo["no-jit-fuser"] = module.enable_jit_fuser
 
 
 def _no_rng_notice(module: ModuleType) -> None:
@@ -112,7 +117,7 @@ def _no_rng_notice(module: ModuleType) -> None:
     from loopmoe_train.device.accelerator import accel
 
     if accel.device_type == "cpu":
-        quiet.hush_rng_notice(module.__name__)
+        _undo["no-rng-notice"] = quiet.hush_rng_notice(module.__name__)
 
 
 # -- defects -----------------------------------------------------------------------------------
@@ -121,10 +126,11 @@ def _no_rng_notice(module: ModuleType) -> None:
 def _name_missing_te_gemm(module: ModuleType) -> None:
     if not hasattr(module, "te_general_gemm"):
         module.te_general_gemm = None  # type: ignore[attr-defined]
+        _undo["router-gemm-without-te"] = lambda: delattr(module, "te_general_gemm")
 
 
 def _norm_under_sequence_parallel(module: ModuleType) -> None:
-    @_wrap(module.WrappedTorchNorm, "__new__")
+    @_wrap("norm-under-sequence-parallel", module.WrappedTorchNorm, "__new__")
     def new(original: Any, cls: type, config: Any, *args: Any, **kwargs: Any) -> torch.nn.Module:
         allowed = copy.copy(config)
         allowed.sequence_parallel = False
@@ -135,19 +141,59 @@ def _norm_under_sequence_parallel(module: ModuleType) -> None:
         return norm
 
 
+def _all_reduce_of_strided(module: ModuleType) -> None:
+    @_wrap("all-reduce-of-strided-tensor", module, "_reduce")
+    def reduce(original: Any, tensor: torch.Tensor, group: Any) -> torch.Tensor:
+        return original(tensor.contiguous(), group)
+
+
 def _mla_without_te(module: ModuleType) -> None:
     if not isinstance(module.TELinear, type):
         module.HAVE_TE = False  # type: ignore[attr-defined]
+        _undo["mla-without-te"] = lambda: setattr(module, "HAVE_TE", True)
+
+
+def _mla_shared_rope_key(module: ModuleType) -> None:
+    from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
+
+    def remember(layer: torch.nn.Module, inputs: Any, output: Any) -> None:
+        output[0].kv_lora_rank = layer.config.kv_lora_rank
+
+    @_wrap("mla-shared-rope-key", module.MLASelfAttention, "__init__")
+    def init(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        self.linear_kv_down_proj.register_forward_hook(remember)
+
+    @_wrap("mla-shared-rope-key", module, "gather_from_tensor_model_parallel_region")
+    def gather(original: Any, part: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        full = original(part, *args, **kwargs)
+        rank = getattr(part, "kv_lora_rank", None)
+        if rank is None:
+            return full
+        # the latent's gradient is complete (the up projection sums it), the rope key's is not
+        latent, key = full[..., :rank], full[..., rank:]
+        return torch.cat((latent, copy_to_tensor_model_parallel_region(key)), dim=-1)
+
+
+def _mla_query_norm_counted_once(module: ModuleType) -> None:
+    @_wrap("mla-query-norm-counted-once", module.MLASelfAttention, "__init__")
+    def init(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        norm = getattr(self, "q_layernorm", None)
+        if norm is not None and not self.config.sequence_parallel:
+            for parameter in norm.parameters():
+                # every rank holds the whole gradient: their mean is the gradient, their sum not
+                parameter.average_gradients_across_tp_domain = True
 
 
 def _checkpoint_without_fp8(module: ModuleType) -> None:
-    @_wrap(module.CheckpointWithoutOutput, "__init__")
+    @_wrap("checkpoint-without-fp8", module.CheckpointWithoutOutput, "__init__")
     def init(original: Any, self: Any, fp8: Any = False) -> None:
         original(self, fp8=fp8 or None)
 
 
 def _state_before_first_step(module: ModuleType) -> None:
-    @_wrap(module.DistributedOptimizer, "state_dict")
+    @_wrap("optimizer-state-before-first-step", module.DistributedOptimizer, "state_dict")
     def state_dict(original: Any, self: Any) -> dict[str, Any]:
         inner = self.optimizer
         if isinstance(inner, torch.optim.Optimizer) and not inner.state:
@@ -180,7 +226,7 @@ def _initialize_moments(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _state_without_step_key(module: ModuleType) -> None:
-    @_wrap(module.DistributedOptimizer, "_set_main_param_and_optimizer_states")
+    @_wrap("optimizer-state-without-step-key", module.DistributedOptimizer, "_set_main_param_and_optimizer_states")
     def put(original: Any, self: Any, model_param: Any, tensors: dict[str, Any]) -> None:
         if not self.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8:
             group, order = self.model_param_group_index_map[model_param]
@@ -193,7 +239,7 @@ def _state_without_step_key(module: ModuleType) -> None:
 
 
 def _step_shared_on_resume(module: ModuleType) -> None:
-    @_wrap(module.DistributedOptimizer, "load_state_dict")
+    @_wrap("optimizer-step-shared-on-resume", module.DistributedOptimizer, "load_state_dict")
     def load_state_dict(original: Any, self: Any, state_dict: dict[str, Any]) -> None:
         original(self, state_dict)
         for state in self.optimizer.state.values():
@@ -219,7 +265,7 @@ def mark_expert_parameters(model: torch.nn.Module) -> None:
 
 
 def _expert_gradients_without_ep(module: ModuleType) -> None:
-    @_wrap(module.DistributedDataParallel, "__init__")
+    @_wrap("expert-gradients-without-ep", module.DistributedDataParallel, "__init__")
     def init(
         original: Any, self: Any, config: Any, ddp_config: Any, module: Any, *args: Any, **kw: Any
     ) -> None:
@@ -231,7 +277,7 @@ _COUNTERS = ("local_tokens_per_expert", "global_tokens_per_expert", "ga_steps", 
 
 
 def _router_counters_in_fp32(module: ModuleType) -> None:
-    @_wrap(module.TopKRouter, "_apply")
+    @_wrap("router-counters-in-fp32", module.TopKRouter, "_apply")
     def apply(original: Any, self: Any, fn: Any, *args: Any, **kwargs: Any) -> Any:
         before = {name: self._buffers.get(name) for name in _COUNTERS}
         result = original(self, fn, *args, **kwargs)
@@ -276,11 +322,35 @@ FIXES: tuple[Fix, ...] = (
         _norm_under_sequence_parallel,
     ),
     Fix(
+        "all-reduce-of-strided-tensor",
+        _CORE + "tensor_parallel.mappings",
+        _SUPPORTED,
+        "SILENT: _reduce sums a contiguous copy and returns its argument, so a strided gradient "
+        "passes the tensor parallel all-reduce without being summed.",
+        _all_reduce_of_strided,
+    ),
+    Fix(
         "mla-without-te",
         _CORE + "transformer.multi_latent_attention",
         _SUPPORTED,
         "The TE extension imports without TE, so HAVE_TE is True and isinstance meets None.",
         _mla_without_te,
+    ),
+    Fix(
+        "mla-shared-rope-key",
+        _CORE + "transformer.multi_latent_attention",
+        _SUPPORTED,
+        "SILENT: under TP without TE the rope key, shared by all heads, gets only the gradient of "
+        "one rank's heads; the gradients of the kv down projection and all below are wrong.",
+        _mla_shared_rope_key,
+    ),
+    Fix(
+        "mla-query-norm-counted-once",
+        _CORE + "transformer.multi_latent_attention",
+        _SUPPORTED,
+        "SILENT: with qk_layernorm under TP without sequence parallelism the gradient of MLA's "
+        "q_layernorm, complete on every rank, is summed over TP: TP times too large.",
+        _mla_query_norm_counted_once,
     ),
     Fix(
         "checkpoint-without-fp8",

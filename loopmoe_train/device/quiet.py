@@ -6,6 +6,7 @@ Nothing broader: any other warning of the same category still shows.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 # Five wordings of one fact: neither Transformer Engine nor Apex is there. They never are here.
@@ -33,11 +34,16 @@ def _not_the_cpu_rng_notice(record: Any) -> bool:
     return "CPU RNG state changed within GPU RNG context" not in record.msg
 
 
-def hush_rng_notice(logger_name: str) -> None:
+def hush_rng_notice(logger_name: str) -> Callable[[], None]:
     """Drop megatron.core's notice that the CPU generator moved inside the device RNG context.
 
     On cpu the two generators are the same one, so it is said at every dropout and means nothing.
+
+    Returns:
+        What takes it back.
     """
     import logging
 
-    logging.getLogger(logger_name).addFilter(_not_the_cpu_rng_notice)
+    logger = logging.getLogger(logger_name)
+    logger.addFilter(_not_the_cpu_rng_notice)
+    return lambda: logger.removeFilter(_not_the_cpu_rng_notice)

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 from loopmoe_train.config.run_file import run_dir
 from loopmoe_train.config.schema import RunConfig
@@ -85,8 +85,8 @@ def failure_file(scratch: Path, rank: int) -> Path:
     return scratch / f"failure-{rank}.json"
 
 
-def _forward_signals(ranks: List[subprocess.Popen[bytes]]) -> Dict[int, object]:
-    """First SIGINT or SIGTERM: passed to the ranks, which finish the step and save. Second: kill."""
+def _forward_signals(ranks: List[subprocess.Popen[bytes]]) -> Dict[int, Any]:
+    """First SIGINT or SIGTERM: passed on to the ranks, which finish the step. Second: kill."""
     asked: List[int] = []
 
     def forward(number: int, frame: Optional[FrameType]) -> None:

@@ -38,6 +38,8 @@ class ResidualAdd(nn.Module):
             if dropout:
                 x = F.dropout(x, dropout, training)
             gated_by = self.__dict__["gated_by"]
-            return residual + x if gated_by is None else residual.addcmul(gated_by.gate(residual), x)
+            if gated_by is None:
+                return residual + x
+            return residual.addcmul(gated_by.gate(residual), x)
 
         return add

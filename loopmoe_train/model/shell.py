@@ -10,7 +10,7 @@ never stale.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any, Type
 
 from torch import nn
@@ -36,7 +36,7 @@ class _Shell:
         return {}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _shell_class(cls: Type[nn.Module]) -> Type[nn.Module]:
     return type(f"{cls.__name__}Shell", (_Shell, cls), {})
 

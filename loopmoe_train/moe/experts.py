@@ -70,4 +70,8 @@ class GroupedExperts(MegatronModule):
 
 def grouped_mm(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Rows of ``x`` [T, k] in groups that end at ``ends`` [E] times ``weight`` [E, k, n]."""
-    return F.grouped_mm(x, weight, offs=ends)
+    out = F.grouped_mm(x, weight, offs=ends)
+    if out.requires_grad:
+        # Its backward refuses expanded gradients (stride 0), such as a sum's.
+        out.register_hook(Tensor.contiguous)
+    return out

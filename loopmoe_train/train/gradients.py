@@ -20,5 +20,9 @@ def describe_non_finite(model: List[Any], prefixes: Dict[str, str]) -> str:
     ]
     everywhere: List[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everywhere, (len(bad), bad[0] if bad else ""))
-    found = [f"rank {r}: {n} parameters, first {name}" for r, (n, name) in enumerate(everywhere) if n]
+    found = [
+        f"rank {rank}: {count} parameters, first {name}"
+        for rank, (count, name) in enumerate(everywhere)
+        if count
+    ]
     return "; ".join(found) or "only the norm of all of them together"

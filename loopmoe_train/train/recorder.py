@@ -45,7 +45,9 @@ class Recorder:
         self.speeds: List[float] = []
         self.started = time.perf_counter()
         self.first_step_s: Optional[float] = None
-        self.flops_per_token = train_flops_per_token(run.model, text.vocab_size, run.sequence_length)
+        self.flops_per_token = train_flops_per_token(
+            run.model, text.vocab_size, run.sequence_length
+        )
         self.peak = peak_flops(run)
         self.summary: Dict[str, Any] = {
             "status": "running",

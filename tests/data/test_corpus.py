@@ -52,11 +52,11 @@ def test_folder_is_read_recursively_sorted_and_without_binaries(tmp_path: Path) 
 
 def test_jsonl_text_file_and_glob(tmp_path: Path) -> None:
     (tmp_path / "two.jsonl").write_text('{"text": "a", "id": 1}\n\n{"text": "b"}\n')
-    (tmp_path / "one.txt").write_text("c")
+    (tmp_path / "one.txt").write_bytes(b"c\r\n")
     jsonl = [Document("two.jsonl:1", "a"), Document("two.jsonl:3", "b")]
     assert list(Corpus([str(tmp_path / "two.jsonl")])) == jsonl
-    assert list(Corpus([str(tmp_path / "*")])) == [Document("one.txt", "c"), *jsonl]
-    assert list(Corpus([str(tmp_path / "**")])) == [Document("one.txt", "c"), *jsonl]
+    assert list(Corpus([str(tmp_path / "*")])) == [Document("one.txt", "c\r\n"), *jsonl]
+    assert list(Corpus([str(tmp_path / "**")])) == [Document("one.txt", "c\r\n"), *jsonl]
     assert len(list(Corpus([str(tmp_path / "*.txt"), str(tmp_path / "two.jsonl")]))) == 3
 
 

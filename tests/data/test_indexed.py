@@ -145,6 +145,7 @@ _DAMAGES = {
     "negative": ("idx", lambda path: _set(path, _HEADER, struct.pack("<i", -5))),
     "offset": ("idx", lambda path: _set(path, _HEADER + 20 + 8, struct.pack("<q", 3))),
     "boundary": ("idx", lambda path: _set(path, _HEADER + 60 + 8, struct.pack("<q", 9))),
+    "last boundary": ("idx", lambda path: _set(path, _HEADER + 60 + 40, struct.pack("<q", 4))),
     "no index": ("idx", lambda path: path.unlink()),
     "short bin": ("bin", lambda path: path.write_bytes(path.read_bytes()[:-2])),
     "long bin": ("bin", lambda path: path.write_bytes(path.read_bytes() + b"\0\0")),

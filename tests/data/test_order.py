@@ -116,6 +116,8 @@ def test_a_split_that_is_too_short_is_refused() -> None:
     with pytest.raises(Refused, match="5 tokens.*sequence_length=5 needs 6 -> "):
         _order(document_lengths=np.array([2, 3]))
     assert _order(document_lengths=np.array([2, 4])).samples_per_epoch == 1
+    assert _order(document_lengths=np.array([50])).samples_per_epoch == 9  # the last has no label
+    assert _order(document_lengths=np.array([51])).samples_per_epoch == 10
 
 
 def test_negative_sample_is_an_error() -> None:

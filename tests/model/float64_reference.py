@@ -63,7 +63,7 @@ def mla(x: Tensor, w: Weights, p: str, m: ModelConfig) -> Tensor:
 
 
 def moe(x: Tensor, w: Weights, p: str, m: ModelConfig) -> Tensor:
-    """Sigmoid scores, selection with bias, weights renormalised over the selected, token by token."""
+    """Sigmoid scores, selection with bias, weights renormalised over the chosen, by token."""
     flat = x.reshape(-1, x.shape[-1])
     scores = torch.sigmoid(flat @ w[p + "router.weight"].T)
     rows = []

@@ -41,8 +41,8 @@ def test_only_alpha_rows_of_the_attention_modulation_move(
     gradients: Dict[str, torch.Tensor],
 ) -> None:
     for layer in (1, 2):
-        gamma_beta, alpha = gradients[f"decoder.layers.{layer}.input_layernorm.modulation.bias"].split(
-            [80, 40])  # fmt: skip
+        bias = gradients[f"decoder.layers.{layer}.input_layernorm.modulation.bias"]
+        gamma_beta, alpha = bias.split([80, 40])
         assert not gamma_beta.any() and alpha.all()
         # c is not zero: MLP_iter and the condition give the rows something to work with
         assert gradients[f"decoder.layers.{layer}.pre_mlp_layernorm.modulation.weight"].any()

@@ -1,0 +1,38 @@
+# make train: from a fresh clone to a trained LoopMoE and its report. make test: the whole suite.
+PYTHON ?= python3
+VENV ?= .venv
+MODEL ?= loopmoe_tiny
+BIN := $(VENV)/bin
+
+.PHONY: setup train test parity bench clean
+
+setup: $(VENV)/.installed
+
+# A torch that this Python already has (a cluster image's, say) is used, never replaced.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $$($(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-packages) $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+train: setup
+	$(BIN)/loopmoe train model=$(MODEL) name=$(MODEL)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m pytest -m "not parity"
+
+parity: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m parity
+
+bench: setup
+	$(BIN)/loopmoe bench train --against megatron
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,80 @@
+"""The peer: megatron-core's own GPTModel with its local specs, on the same device port."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, List, Tuple
+
+import torch
+import torch.nn.functional as F
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.utils import get_model_config
+from torch import Tensor
+
+from loopmoe_train.config.schema import RunConfig
+from loopmoe_train.model.attention import ScaledDotProductAttention
+from loopmoe_train.model.core_config import transformer_config
+from loopmoe_train.moe.experts import GroupedExperts
+
+
+def build_core(run: RunConfig, vocab_size: int, given: bool) -> Tuple[List[Any], Any]:
+    """Core's model and optimizer for a vanilla MoE run with multi-head attention.
+
+    Args:
+        given: core too gets fused attention and a grouped matrix product (torch's), in place of
+            DotProductAttention and SequentialMLP.
+    """
+    config = replace(transformer_config(run), perform_initialization=True, moe_layer_freq=1)
+    spec = get_gpt_layer_local_spec(
+        num_experts=run.model.moe.num_experts, moe_grouped_gemm=False, normalization="RMSNorm"
+    )
+    if given:
+        spec.submodules.self_attention.submodules.core_attention = ScaledDotProductAttention
+        spec.submodules.mlp.submodules.experts = ModuleSpec(module=PlainGroupedExperts)
+    model = GPTModel(
+        config=config,
+        transformer_layer_spec=spec,
+        vocab_size=vocab_size,
+        max_sequence_length=run.sequence_length,
+        position_embedding_type="rope",
+    )
+    ddp = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True, use_distributed_optimizer=run.parallel.distributed_optimizer
+    )
+    chunks = [DistributedDataParallel(config, ddp, model)]
+    optimizer = get_megatron_optimizer(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=run.optim.lr,
+            weight_decay=run.optim.weight_decay,
+            adam_beta1=run.optim.beta1,
+            adam_beta2=run.optim.beta2,
+            clip_grad=run.optim.clip_grad,
+            params_dtype=torch.float32,
+            use_distributed_optimizer=run.parallel.distributed_optimizer,
+        ),
+        chunks,
+    )
+    get_model_config(chunks[0]).finalize_model_grads_func = finalize_model_grads
+    return chunks, optimizer
+
+
+class PlainGroupedExperts(GroupedExperts):
+    """Grouped matrix products with the activation in plain operations."""
+
+    def forward(
+        self, hidden_TD: Tensor, tokens_per_expert: Tensor, probs_T: Tensor
+    ) -> Tuple[Tensor, None]:
+        """As :meth:`GroupedExperts.forward`."""
+        ends_E = tokens_per_expert.cumsum(0).to(torch.int32)
+        gate, up = F.grouped_mm(hidden_TD, self.w1_EDGF.flatten(2), offs=ends_E).chunk(2, -1)
+        hidden = F.silu(gate) * up * probs_T.unsqueeze(-1)
+        return F.grouped_mm(hidden, self.w2_EFD, offs=ends_E), None

@@ -1,0 +1,99 @@
+"""Every rule says no to what it is for, in one line that names the place and the mend."""
+
+from __future__ import annotations
+
+from typing import List
+
+import pytest
+
+from loopmoe_train.config.compose import compose
+from loopmoe_train.config.schema import RunConfig
+from loopmoe_train.config.rules import problems
+from loopmoe_train.errors import Refused
+
+REFUSED = {
+    # override -> words that the line must hold
+    "modle=loopmoe_tiny": ["modle", "model"],
+    "model=loopmoe_tinny": ["loopmoe_tinny", "loopmoe_tiny"],
+    "optim.learning_rate=1": ["optim.learning_rate", "did you mean"],
+    "optim.lrr=1": ["optim.lrr", "optim.lr"],
+    "expert_parallel_size=2": ["expert_parallel_size", "parallel.expert_parallel_size"],
+    "steps=many": ["steps", "many"],
+    "steps=0": ["steps=0", "at least 1"],
+    "steps=5": ["optim.warmup_steps", "steps=5"],
+    "seed=-1": ["seed"],
+    "precision=fp23": ["precision=fp23", "fp32"],
+    "cluster.device=gpu": ["cluster.device=gpu", "cuda"],
+    "cluster.devices=3": ["global_batch_size"],
+    "global_batch_size=12": ["global_batch_size=12", "use 8"],
+    "parallel.expert_parallel_size=3": ["parallel.expert_parallel_size=3", "cluster.devices"],
+    "model.moe.num_experts=15": ["model.moe.num_experts=15"],
+    "model.moe.top_k=99": ["top_k=99", "num_experts"],
+    "model.moe.top_k=0": ["model.moe.top_k=0"],
+    "model.moe.dispatcher=flex": ["model.moe.dispatcher=flex", "alltoall"],
+    "model.moe.aux_loss=seq": ["model.moe.aux_loss=seq", "sequence"],
+    "model.moe.score_function=softmax": ["expert_bias_update_rate"],
+    "model.body_layers=0": ["model.body_layers=0", "iterations"],
+    "model.dense_layers=2": ["model.dense_layers=2"],
+    "model.dense_layers=9": ["model.dense_layers=9"],
+    "model.loop.gate=matrix": ["model.loop.gate=matrix", "vector"],
+    "model.loop.bottleneck=0": ["model.loop.bottleneck=0", "null"],
+    "model.loop.iteration_code_size=7": ["iteration_code_size", "even"],
+    "model.attention.kind=mha": ["model.attention.kind=mha", "mla"],
+    "model.attention.qk_rope_head_dim=7": ["even"],
+    "optim.lr=0": ["optim.lr=0"],
+    "optim.min_lr=1": ["optim.min_lr"],
+    "optim.beta1=1": ["optim.beta1"],
+    "optim.schedule=linear": ["optim.schedule=linear", "cosine"],
+    "data.valid_percent=0": ["data.valid_percent"],
+    "tokenizer.vocab_size=100": ["tokenizer.vocab_size=100", "300"],
+    "memory.recompute=selective": ["memory.recompute_modules"],
+    "memory.recompute_modules=[attention]": ["attention", "core_attn"],
+    "parallel.overlap_param_gather=true": ["overlap_grad_reduce"],
+    "observe.wandb=on": ["observe.wandb"],
+    "launcher.timeout_minutes=0": ["launcher.timeout_minutes"],
+    "name=a/b": ["name"],
+    "steps=1 2": ["steps"],
+    "=": ["="],
+}
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_refused_in_one_line(override: str) -> None:
+    with pytest.raises(Refused) as caught:
+        compose([override])
+    line = str(caught.value)
+    assert "\n" not in line and len(line) < 700
+    for words in REFUSED[override]:
+        assert words in line, line
+
+
+def test_all_problems_are_told_at_once() -> None:
+    with pytest.raises(Refused) as caught:
+        compose(["optim.lr=0", "seed=-1"])
+    assert "optim.lr" in str(caught.value) and "seed" in str(caught.value)
+
+
+def test_defaults_are_sound() -> None:
+    assert problems(RunConfig()) == []
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["model=vanilla_tiny"],
+        ["experiment=smoke"],
+        ["experiment=bench_train"],
+        ["parallel=data", "cluster.devices=1"],
+        ["cluster=h200"],
+        ["memory=full"],
+        ["memory=selective"],
+        ["checkpoint=regular", "observe=wandb"],
+    ],
+    ids=lambda o: ",".join(o) or "default",
+)
+def test_presets_compose(overrides: List[str]) -> None:
+    if overrides == ["cluster=h200"]:
+        overrides = [*overrides, "parallel=data"]
+    compose(overrides)

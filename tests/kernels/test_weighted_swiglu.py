@@ -1,0 +1,27 @@
+"""The fused activation against its definition in float64: value and both gradients."""
+
+import pytest
+import torch
+
+from loopmoe_kernels.weighted_swiglu import weighted_swiglu
+from loopmoe_kernels.weighted_swiglu.cases import CASES
+from loopmoe_kernels.weighted_swiglu.reference import weighted_swiglu as definition
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_value_and_gradients(case: str) -> None:
+    rows, width, dtype_name = CASES[case]
+    dtype = getattr(torch, dtype_name)
+    generator = torch.Generator().manual_seed(0)
+    gate_up = torch.randn(rows, 2 * width, generator=generator).to(dtype).requires_grad_()
+    probs = torch.rand(rows, generator=generator).requires_grad_()  # fp32 also beside bf16
+    exact = [x.detach().double().requires_grad_() for x in (gate_up, probs)]
+    out, wanted = weighted_swiglu(gate_up, probs), definition(*exact)
+    upstream = torch.randn(rows, width, generator=generator).to(dtype)
+    out.backward(upstream)
+    wanted.backward(upstream.double())
+    tolerance = 2e-6 if dtype == torch.float32 else 2e-2
+    assert out.dtype == dtype and probs.grad.dtype == torch.float32
+    for mine, reference in ((out, wanted), (gate_up.grad, exact[0].grad), (probs.grad, exact[1].grad)):
+        error = (mine.double() - reference).norm()
+        assert error <= tolerance * reference.norm()
