@@ -25,10 +25,20 @@ def compose(overrides: Sequence[str]) -> RunConfig:
     from hydra import initialize_config_module
     from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
     GlobalHydra.instance().clear()
+    for item in overrides:
+        if item[:1] in "+~" or "=" not in item[1:]:
+            raise Refused(f"{item!r}: not a setting", "write GROUP=PRESET or setting=value")
+        try:
+            OverridesParser.create().parse_override(_as_list(item))
+        except HydraException as error:
+            why = str(error).splitlines()[0]
+            raise Refused(f"{item!r}: {why}", "quote special characters: 'key=\"a b\"'") from error
     try:
         with initialize_config_module("loopmoe_configs", version_base="1.3"):
             node = hydra_compose("train", overrides=[_as_list(item) for item in overrides])
@@ -52,7 +62,7 @@ def _as_list(override: str) -> str:
 def _refused(error: Exception) -> Refused:
     """Turn a composition error into one line that names the nearest valid words."""
     text = str(error)
-    missing = re.search(r"Could not find '([^']+)/([^']+)'", text)
+    missing = re.search(r"Could not find '([^']+)/([^']*)'", text)
     if missing:
         group, name = missing.groups()
         options = re.findall(r"^\s+(\S+)$", text.split("Available options", 1)[-1], re.MULTILINE)
@@ -63,9 +73,11 @@ def _refused(error: Exception) -> Refused:
     if unknown:
         key = unknown.group(1)
         return Refused(f"{key}: there is no such setting", _suggest(key, _paths(RunConfig())))
-    value = re.search(r"full_key: (\S+)", text)
-    where = f"{value.group(1)}: " if value else ""
-    return Refused(f"{where}{text.splitlines()[0]}", "see `loopmoe train --help` for the grammar")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    cause = error.__cause__ or error.__context__
+    if cause is not None and "merging override" in lines[0]:
+        lines.append(str(cause).splitlines()[0])
+    return Refused(": ".join(lines[:2]), "write GROUP=PRESET or setting=value; see loopmoe train --help")
 
 
 def _suggest(word: str, options: List[str]) -> str:

@@ -1,10 +1,10 @@
 """`accel`: the one facade through which this package and the ported megatron.core use a device.
 
-    from loopmoe_train.device.accelerator import accel, select
+from loopmoe_train.device.accelerator import accel, select
 
-    select("cpu")                       # before megatron.core is imported; or set LOOPMOE_DEVICE
-    accel.set_device(local_rank)
-    tensor = torch.empty(4, device=accel.torch_device(local_rank))
+select("cpu")                       # before megatron.core is imported; or set LOOPMOE_DEVICE
+accel.set_device(local_rank)
+tensor = torch.empty(4, device=accel.torch_device(local_rank))
 """
 
 from __future__ import annotations

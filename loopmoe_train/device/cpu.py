@@ -127,7 +127,8 @@ class CpuBackend(Backend):
             get_rng_state=self.get_rng_state, set_rng_state=self.set_rng_state
         )
         self.amp = SimpleNamespace(
-            custom_fwd=_for_device(torch.amp.custom_fwd), custom_bwd=_for_device(torch.amp.custom_bwd)
+            custom_fwd=_for_device(torch.amp.custom_fwd),
+            custom_bwd=_for_device(torch.amp.custom_bwd),
         )
 
     # -- device ------------------------------------------------------------------------------

@@ -226,7 +226,11 @@ def _initialize_moments(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _state_without_step_key(module: ModuleType) -> None:
-    @_wrap("optimizer-state-without-step-key", module.DistributedOptimizer, "_set_main_param_and_optimizer_states")
+    @_wrap(
+        "optimizer-state-without-step-key",
+        module.DistributedOptimizer,
+        "_set_main_param_and_optimizer_states",
+    )
     def put(original: Any, self: Any, model_param: Any, tensors: dict[str, Any]) -> None:
         if not self.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8:
             group, order = self.model_param_group_index_map[model_param]

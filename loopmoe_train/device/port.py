@@ -195,7 +195,6 @@ def load_code(source: bytes, path: str, fullname: str) -> types.CodeType:
     import importlib.util
     import marshal
 
-
     digest = hashlib.sha256(source)
     context = (_rewriter(), importlib.util.MAGIC_NUMBER, sys.flags.optimize, path, fullname)
     digest.update(repr(context).encode())

@@ -35,7 +35,10 @@ _TENSOR_TYPES = tuple(
     for name in ("Float", "Half", "BFloat16", "Double", "Long", "Int", "Short", "Char", "Byte")
 )
 #: Modules in which "nccl" means "the backend of the device" rather than the name of an option.
-_NCCL_IS_THE_BACKEND = ("megatron.core.utils", "megatron.core.pipeline_parallel.bridge_communicator")
+_NCCL_IS_THE_BACKEND = (
+    "megatron.core.utils",
+    "megatron.core.pipeline_parallel.bridge_communicator",
+)
 
 _Node = TypeVar("_Node", bound=ast.AST)
 
@@ -72,9 +75,7 @@ class _Rewriter(ast.NodeTransformer):
         at: ast.AST,
         keywords: list[ast.keyword] | None = None,
     ) -> ast.Call:
-        return ast.copy_location(
-            ast.Call(self._attribute(name, at), arguments, keywords or []), at
-        )
+        return ast.copy_location(ast.Call(self._attribute(name, at), arguments, keywords or []), at)
 
     def _text(self, value: str, at: ast.AST) -> ast.Constant:
         return ast.copy_location(ast.Constant(value), at)
@@ -161,9 +162,7 @@ class _Rewriter(ast.NodeTransformer):
         for keyword in node.keywords:
             self._rewrite_keyword(keyword, method)
         if method in moved and isinstance(node.func, ast.Attribute):
-            return self._call(
-                moved[method], [node.func.value, *node.args], node, node.keywords
-            )
+            return self._call(moved[method], [node.func.value, *node.args], node, node.keywords)
         return node
 
     def _rewrite_keyword(self, keyword: ast.keyword, method: str) -> None:

@@ -25,7 +25,7 @@ REFUSED = {
     "precision=fp23": ["precision=fp23", "fp32"],
     "cluster.device=gpu": ["cluster.device=gpu", "cuda"],
     "cluster.devices=3": ["global_batch_size"],
-    "global_batch_size=12": ["global_batch_size=12", "use 8"],
+    "global_batch_size=12": ["global_batch_size=12", "use 16"],
     "parallel.expert_parallel_size=3": ["parallel.expert_parallel_size=3", "cluster.devices"],
     "model.moe.num_experts=15": ["model.moe.num_experts=15"],
     "model.moe.top_k=99": ["top_k=99", "num_experts"],
@@ -55,6 +55,12 @@ REFUSED = {
     "name=a/b": ["name"],
     "steps=1 2": ["steps"],
     "=": ["="],
+    "": ["not a setting"],
+    "+foo=1": ["+foo=1", "not a setting"],
+    "~model": ["~model", "not a setting"],
+    "model": ["'model'", "not a setting"],
+    "model=[": ["model=["],
+    "model=": ["model"],
 }
 
 

@@ -40,7 +40,7 @@ def _compare_gradients(model: Any, reference: Path, tolerance: float = 1e-4) -> 
     full: dict[str, torch.Tensor] = torch.load(reference)
     wrong = {}
     for name, parameter in model.parameters():
-        wanted = tiny.shard(full[name], parameter)
+        wanted = tiny.shard(name, full[name], parameter)
         error = float((parameter.main_grad - wanted).norm() / (wanted.norm() + 1e-12))
         if not error < tolerance:
             wrong[name] = round(error, 4)
@@ -302,7 +302,7 @@ def run(name: str, without: str, folder: Path) -> str:
     except Exception:
         texts.append("TimeoutError: no answer")
     for child in children:
-        if texts[-1] != "ok" and child.pid:
+        if child.pid:  # also when all went well: core's checkpoint writer leaves a helper running
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
         child.join()

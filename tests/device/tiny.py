@@ -171,18 +171,17 @@ def build(config: Any, experts: int | None = None, **ddp: Any) -> Tiny:
     tiny = Tiny(config, chunks)
     with torch.no_grad():
         for name, parameter in tiny.parameters():
-            parameter.copy_(shard(full_weight(name, parameter), parameter))
+            parameter.copy_(shard(name, full_weight(name, parameter), parameter))
     return tiny
 
 
-def _partition(parameter: nn.Parameter) -> tuple[int, int]:
+def _partition(name: str, parameter: nn.Parameter) -> tuple[int, int]:
     """(dimension, number of parts) along which a parameter is split over tensor parallel ranks."""
     if not getattr(parameter, "tensor_model_parallel", False):
         return 0, 1
-    expert = not getattr(parameter, "allreduce", True)
     parts = (
         parallel_state.get_expert_tensor_parallel_world_size()
-        if expert
+        if ".experts." in name
         else parallel_state.get_tensor_model_parallel_world_size()
     )
     return parameter.partition_dim, parts  # type: ignore[attr-defined]
@@ -190,7 +189,7 @@ def _partition(parameter: nn.Parameter) -> tuple[int, int]:
 
 def full_weight(name: str, parameter: nn.Parameter) -> Tensor:
     """The weight of the whole model: a function of its name and full shape."""
-    dimension, parts = _partition(parameter)
+    dimension, parts = _partition(name, parameter)
     shape = list(parameter.shape)
     shape[dimension] *= parts
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
@@ -198,8 +197,8 @@ def full_weight(name: str, parameter: nn.Parameter) -> Tensor:
     return 1.0 + 0.1 * values if len(shape) == 1 else 0.15 * values
 
 
-def shard(full: Tensor, parameter: nn.Parameter) -> Tensor:
+def shard(name: str, full: Tensor, parameter: nn.Parameter) -> Tensor:
     """This rank's part of a full weight or gradient."""
-    dimension, parts = _partition(parameter)
+    dimension, parts = _partition(name, parameter)
     rank = parallel_state.get_tensor_model_parallel_rank()
     return full.chunk(parts, dimension)[rank if parts > 1 else 0]

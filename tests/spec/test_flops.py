@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from loopmoe_train.model.build import build_gpt
@@ -18,7 +19,8 @@ def test_forward(one_rank: None, overrides: list, monkeypatch: pytest.MonkeyPatc
     run = golden(["cluster.devices=1", "parallel=data", *overrides])
     model = build_gpt(run, VOCAB, transformer_config(run)).eval()
     batch = samples(run, 0, 2)
-    # torch counts neither grouped products nor masks: count experts one by one, attention whole.
+    # torch counts neither grouped products, nor fused attention, nor masks: experts are counted
+    # one by one, attention unfused and whole.
     from loopmoe_train.moe import experts
 
     def one_by_one(x, weight, ends):
@@ -26,7 +28,8 @@ def test_forward(one_rank: None, overrides: list, monkeypatch: pytest.MonkeyPatc
         return torch.cat([x[a:b] @ w for a, b, w in zip(starts, starts[1:], weight)])
 
     monkeypatch.setattr(experts, "grouped_mm", one_by_one)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    unfused = sdpa_kernel(SDPBackend.MATH)
+    with torch.no_grad(), unfused, FlopCounterMode(display=False) as counter:
         model(batch.tokens, batch.position_ids, None, labels=batch.labels)
     counted = counter.get_total_flops() / batch.tokens.numel()
     ours = forward_flops_per_token(run.model, VOCAB, run.sequence_length)
