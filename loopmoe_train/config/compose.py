@@ -77,7 +77,9 @@ def _refused(error: Exception) -> Refused:
     cause = error.__cause__ or error.__context__
     if cause is not None and "merging override" in lines[0]:
         lines.append(str(cause).splitlines()[0])
-    return Refused(": ".join(lines[:2]), "write GROUP=PRESET or setting=value; see loopmoe train --help")
+    return Refused(
+        ": ".join(lines[:2]), "write GROUP=PRESET or setting=value; see loopmoe train --help"
+    )
 
 
 def _suggest(word: str, options: List[str]) -> str:

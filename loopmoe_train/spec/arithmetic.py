@@ -104,9 +104,7 @@ def forward_flops_per_token(
 ) -> Dict[str, float]:
     """FLOPs of one token's forward pass by part; the sum of the values is the whole."""
     a = model.attention
-    width = (
-        a.qk_head_dim + a.qk_rope_head_dim + a.v_head_dim if a.kind == "mla" else 2 * a.head_dim
-    )
+    width = a.qk_head_dim + a.qk_rope_head_dim + a.v_head_dim if a.kind == "mla" else 2 * a.head_dim
     parts = {"attention": 0.0, "ffn": 0.0, "conditioning": 0.0, "head": 0.0}
     for visit in visits(model):
         layer = layer_parameters(model, visit.dense, visit.looped)

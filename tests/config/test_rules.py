@@ -7,8 +7,8 @@ from typing import List
 import pytest
 
 from loopmoe_train.config.compose import compose
-from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.config.rules import problems
+from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused
 
 REFUSED = {

@@ -19,7 +19,9 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["run.yaml"]
 
 
-@pytest.mark.parametrize("text", ["", "a: [", "steps: many", "unknown: 1", "- 1", "!!python/name:os"])
+@pytest.mark.parametrize(
+    "text", ["", "a: [", "steps: many", "unknown: 1", "- 1", "!!python/name:os"]
+)
 def test_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(Refused) as caught:

@@ -22,6 +22,10 @@ def test_value_and_gradients(case: str) -> None:
     wanted.backward(upstream.double())
     tolerance = 2e-6 if dtype == torch.float32 else 2e-2
     assert out.dtype == dtype and probs.grad.dtype == torch.float32
-    for mine, reference in ((out, wanted), (gate_up.grad, exact[0].grad), (probs.grad, exact[1].grad)):
+    for mine, reference in (
+        (out, wanted),
+        (gate_up.grad, exact[0].grad),
+        (probs.grad, exact[1].grad),
+    ):
         error = (mine.double() - reference).norm()
         assert error <= tolerance * reference.norm()
