@@ -75,7 +75,10 @@ class _Rewriter(ast.NodeTransformer):
         at: ast.AST,
         keywords: list[ast.keyword] | None = None,
     ) -> ast.Call:
-        return ast.copy_location(ast.Call(self._attribute(name, at), arguments, keywords or []), at)
+        # The callee stands where the original one stood: Python reports the line of its end.
+        callee = at.func if isinstance(at, ast.Call) else at
+        called = self._attribute(name, callee)
+        return ast.copy_location(ast.Call(called, arguments, keywords or []), at)
 
     def _text(self, value: str, at: ast.AST) -> ast.Constant:
         return ast.copy_location(ast.Constant(value), at)
@@ -101,6 +104,10 @@ class _Rewriter(ast.NodeTransformer):
 
     def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AsyncFunctionDef:
         return self._visit_function(node)
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr:
+        # A docstring: as an expression it would also end the place for __future__ imports.
+        return node if isinstance(node.value, ast.Constant) else self.generic_visit(node)  # type: ignore
 
     def visit_MatchValue(self, node: ast.MatchValue) -> ast.MatchValue:
         return node  # a pattern must stay a constant
