@@ -135,6 +135,13 @@ def _model(config: RunConfig) -> Problems:
             f"model.dense_layers={model.dense_layers} reaches into the loop body "
             f"(model.prefix_layers={model.prefix_layers}): add prefix layers or lower it"
         )
+    row = 8 if config.precision == "bf16" else 4
+    for path in ("model.hidden_size", "model.moe.expert_hidden_size"):
+        if get(config, path) % row:  # type: ignore[operator]
+            yield (
+                f"{path}={get(config, path)}: must be a multiple of {row} in {config.precision} "
+                "(the grouped matrix product takes rows of whole 16 bytes)"
+            )
     if model.loop.iteration_code_size % 2:
         yield "model.loop.iteration_code_size must be even (sine and cosine halves)"
     if moe.score_function == "softmax" and moe.expert_bias_update_rate > 0:

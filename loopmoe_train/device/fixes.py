@@ -293,6 +293,22 @@ def _router_counters_in_fp32(module: ModuleType) -> None:
         return result
 
 
+def _sequence_loss_of_all_tokens(module: ModuleType) -> None:
+    @_wrap("sequence-loss-of-all-tokens", module.TopKRouter, "_apply_seq_aux_loss")
+    def apply(original: Any, self: Any, probs: Any, scores: Any, routing_map: Any,
+              seq_length: int, bsz: int, **kwargs: Any) -> Any:  # fmt: skip
+        attach = self.attach_and_log_load_balancing_loss
+
+        def attach_for_all(*args: Any, valid_token_count: Any, **named: Any) -> Any:
+            return attach(*args, valid_token_count=valid_token_count * bsz, **named)
+
+        self.__dict__["attach_and_log_load_balancing_loss"] = attach_for_all
+        try:
+            return original(self, probs, scores, routing_map, seq_length, bsz, **kwargs)
+        finally:
+            del self.__dict__["attach_and_log_load_balancing_loss"]
+
+
 _CORE = "megatron.core."
 _DISTRIBUTED_OPTIMIZER = _CORE + "optimizer.distrib_optimizer"
 
@@ -402,6 +418,14 @@ FIXES: tuple[Fix, ...] = (
         "SILENT: Float16Module casts the routers' token counters to bf16 or fp16, which stop "
         "counting exactly at 256 (2048), so the expert bias is steered by rounded loads.",
         _router_counters_in_fp32,
+    ),
+    Fix(
+        "sequence-loss-of-all-tokens",
+        _CORE + "transformer.moe.router",
+        _SUPPORTED,
+        "SILENT: with calculate_per_token_loss the auxiliary loss per sequence is weighted by the "
+        "tokens of one sequence, not of the micro-batch: micro_batch_size times too weak.",
+        _sequence_loss_of_all_tokens,
     ),
 )
 

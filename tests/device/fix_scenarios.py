@@ -166,6 +166,37 @@ def router_counts(rank: int, folder: Path, store: str) -> None:
     )
 
 
+def sequence_loss(rank: int, folder: Path, store: str) -> None:
+    """Two sequences together weigh as much as each alone, summed: the loss is one per token."""
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.core.transformer.moe.router import TopKRouter
+
+    from tests.device import tiny
+
+    tiny.start(rank, 1, store)
+    config = tiny.make_config(
+        num_moe_experts=4,
+        calculate_per_token_loss=True,
+        moe_router_load_balancing_type="seq_aux_loss",
+        moe_aux_loss_coeff=0.1,
+    )
+    router = TopKRouter(config, pg_collection=ProcessGroupCollection.use_mpu_process_groups())
+    router.set_layer_number(1)
+    tokens = torch.randn(9, 2, 32, generator=torch.Generator().manual_seed(1))
+
+    def gradient(part: torch.Tensor) -> torch.Tensor:
+        router.weight.grad = None
+        (router(part)[0].sum() * 0).backward()
+        assert router.weight.grad is not None
+        return router.weight.grad.clone()
+
+    together = gradient(tokens)
+    apart = gradient(tokens[:, :1]) + gradient(tokens[:, 1:])
+    factor = float(apart.norm() / together.norm())
+    assert abs(factor - 1) < 1e-5, f"off by a factor of {factor}"
+    torch.testing.assert_close(together, apart)
+
+
 def _optimizer(model: Any) -> Any:
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
@@ -258,6 +289,7 @@ SCENARIOS: dict[str, tuple[Callable[[int, Path, str], None], int]] = {
     "pipeline_pp2_vpp2": (pipeline_pp2_vpp2, 2),
     "recompute_without_fp8": (recompute_without_fp8, 1),
     "router_counts": (router_counts, 1),
+    "sequence_loss": (sequence_loss, 1),
     "resume": (resume, 1),
     "state_before_first_step": (state_before_first_step, 1),
     "settings_of_core": (settings_of_core, 1),

@@ -31,6 +31,7 @@ WITHOUT = {
     "optimizer-state-without-step-key": ("resume", "KeyError: 'step'"),
     "optimizer-step-shared-on-resume": ("resume", "after resuming"),
     "router-counters-in-fp32": ("router_counts", "instead of"),
+    "sequence-loss-of-all-tokens": ("sequence_loss", "off by a factor"),
     "interleaved-over-two-stages": ("pipeline_pp2_vpp2", "gradients are off"),
 }
 WITH = (
@@ -43,6 +44,7 @@ WITH = (
     "pipeline_pp2_vpp2",
     "recompute_without_fp8",
     "router_counts",
+    "sequence_loss",
     "resume",
     "state_before_first_step",
     "settings_of_core",

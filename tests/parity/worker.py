@@ -6,8 +6,13 @@ over the same default group.
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+import os
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterator, List
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -16,13 +21,20 @@ from megatron.core import parallel_state
 from loopmoe_train.config.compose import compose
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.data.batches import Batch
+from loopmoe_train.device import fixes
 from loopmoe_train.device.accelerator import select
+from loopmoe_train.model import build as build_module
+from loopmoe_train.model import init
 from loopmoe_train.model.build import bare, layer_names, unique_name
+from loopmoe_train.moe import experts
 from loopmoe_train.parallel import groups
 from loopmoe_train.train.run import build
 from loopmoe_train.train.step import TrainState, train_step
 
 VOCAB = 96
+
+# Its package has a function of the same name.
+finalize = importlib.import_module("megatron.core.distributed.finalize_model_grads")
 
 # Odd sizes on purpose: no dimension equals another by chance.
 GOLDEN = [
@@ -66,7 +78,7 @@ def golden(overrides: List[str]) -> RunConfig:
 
 
 def samples(run: RunConfig, first: int, count: int) -> Batch:
-    """Synthetic samples: a pure function of their number, with a masked token in each."""
+    """Synthetic samples: a pure function of their number; each counts another number of tokens."""
     rows = [
         torch.randint(0, VOCAB, (run.sequence_length + 1,),
                       generator=torch.Generator().manual_seed(1000 + index))
@@ -75,15 +87,20 @@ def samples(run: RunConfig, first: int, count: int) -> Batch:
     tokens = torch.stack(rows)
     mask = torch.ones(count, run.sequence_length)
     for row, index in enumerate(range(first, first + count)):
-        mask[row, index % run.sequence_length] = 0  # micro-batches differ in their tokens
+        mask[row, : index * 5 % 11] = 0
     positions = torch.arange(run.sequence_length).expand(count, -1)
     return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), mask, positions, None)
 
 
 def run_cases(cases: List[Dict[str, Any]]) -> Dict[str, Any]:
-    """Each case: ``{"name", "overrides", "steps"}``. Result: name -> losses, norms, gradients."""
-    import os
+    """Train every case in turn.
 
+    Args:
+        cases: ``{"name", "overrides", "steps"}``, and ``"without"``: a safeguard to leave out.
+
+    Returns:
+        By name: losses, norms, and gradients, weights and router biases by unique name.
+    """
     select("cpu")
     dist.init_process_group(
         "gloo",
@@ -97,9 +114,52 @@ def run_cases(cases: List[Dict[str, Any]]) -> Dict[str, Any]:
         run = golden([f"cluster.devices={dist.get_world_size()}", *case["overrides"]])
         groups.make_groups(run, timedelta(seconds=120))
         groups.seed_rank(run.seed)
-        results[case["name"]] = _train(run, case["steps"])
+        with without(case.get("without", "")):
+            results[case["name"]] = _train(run, case["steps"])
         parallel_state.destroy_model_parallel()
     return results
+
+
+@contextmanager
+def without(safeguard: str) -> Iterator[None]:
+    """Leave out one of the things that make layouts agree, so that a test can see it missed."""
+    with ExitStack() as undo:
+        if safeguard == "loss per token":
+            original = build_module.transformer_config
+
+            def mean_of_means(run: RunConfig) -> Any:
+                return dataclasses.replace(original(run), calculate_per_token_loss=False)
+
+            undo.enter_context(patch.object(build_module, "transformer_config", mean_of_means))
+        elif safeguard == "experts reduce among their own":
+            fixes.disable_fix("expert-gradients-without-ep")
+            undo.callback(fixes._disabled.remove, "expert-gradients-without-ep")
+            make = experts.GroupedExperts.__init__
+
+            def like_any_weight(self: Any, *args: Any, **kwargs: Any) -> None:
+                make(self, *args, **kwargs)
+                self.w1_EDGF.allreduce = self.w2_EFD.allreduce = True
+
+            undo.enter_context(patch.object(experts.GroupedExperts, "__init__", like_any_weight))
+        elif safeguard == "one start for all layouts":
+            key = init._normal
+
+            def by_rank(like: Any, std: float, name: str) -> Any:
+                return key(like, std, f"{name}:{dist.get_rank()}")
+
+            undo.enter_context(patch.object(init, "_normal", by_rank))
+        elif safeguard == "bias moves with all ranks":
+            undo.enter_context(
+                patch.object(finalize, "get_updated_expert_bias", _bias_of_this_rank_alone)
+            )
+        else:
+            assert not safeguard, safeguard
+        yield
+
+
+def _bias_of_this_rank_alone(counts: Any, bias: Any, rate: float) -> Any:
+    offset = counts.sum(-1, keepdim=True) / counts.shape[-1] - counts
+    return bias + torch.sign(offset) * rate
 
 
 def _train(run: RunConfig, steps: int) -> Dict[str, Any]:
