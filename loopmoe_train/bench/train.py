@@ -23,7 +23,7 @@ from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.data.batches import Batch
 from loopmoe_train.device.accelerator import accel, select
 from loopmoe_train.parallel import groups
-from loopmoe_train.train.__main__ import main
+from loopmoe_train.train.__main__ import leave, main
 from loopmoe_train.train.run import build
 from loopmoe_train.train.step import forward_step, micro_steps, train_step
 
@@ -132,9 +132,6 @@ def _table(run: RunConfig, seconds: Dict[str, List[float]], model: List[Any]) ->
 
 
 if __name__ == "__main__":
-    import os
     import sys
 
-    code = main(sys.argv[1:], measure)
-    sys.stdout.flush()
-    os._exit(code)
+    leave(main(sys.argv[1:], measure))

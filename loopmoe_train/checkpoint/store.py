@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any, Dict, List, Optional
@@ -116,7 +117,14 @@ def load(folder: Path, about: Dict[str, Any]) -> Dict[str, Any]:
             f"{path}: damaged ({len(content)} bytes, {entry['bytes']} were written)",
             "resume from an older one with checkpoint.resume=<folder>",
         )
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    try:
+        # Tensors and plain values only: a checkpoint never gets to run code.
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise Refused(
+            f"{path}: holds something else than tensors ({str(error).splitlines()[0][:200]})",
+            "it was not written by this program: do not use it",
+        ) from error
 
 
 def _write_rank(partial: Path, rank: int, state: Dict[str, Any]) -> Dict[str, Any]:

@@ -28,15 +28,24 @@ SHORT = (  # rows of the headline that fit a terminal
 
 def run(argv: list[str]) -> int:
     """Write the report and print its headline; 0, or Refused for a run it cannot read."""
+    arguments = _parser().parse_args(argv)
+    show(arguments.runs, arguments.out)
+    return 0
+
+
+def show(folders: Sequence[Path], out: Path | None = None) -> None:
+    """Draw, write the page and print the headline of these run folders.
+
+    Raises:
+        Refused: a run cannot be read, or the report cannot be written.
+    """
     from loopmoe_train.observe.report import write_report
     from loopmoe_train.observe.rundata import load_runs
 
-    arguments = _parser().parse_args(argv)
-    runs = load_runs(arguments.runs)
-    page = write_report(runs, arguments.out)
+    runs = load_runs(folders)
+    page = write_report(runs, out)
     _print_headline(runs)
     print(f"report: {_shown(page)}")
-    return 0
 
 
 class _Parser(argparse.ArgumentParser):

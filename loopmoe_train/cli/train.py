@@ -26,17 +26,16 @@ def run(argv: List[str]) -> int:
     from loopmoe_train.config.run_file import run_dir, save
     from loopmoe_train.data.prepare import ensure_prepared
     from loopmoe_train.launcher.local import launch
-    from loopmoe_train.launcher.preflight import check_machine, check_run_folder
+    from loopmoe_train.launcher.preflight import check_machine, check_run_folder, check_text
 
     config = compose(argv)
     check_machine(config)
     check_run_folder(config)
-    ensure_prepared(config, print)
+    check_text(config, ensure_prepared(config, print))
     save(config, run_dir(config) / "run.yaml")
     launch(config)
 
-    from loopmoe_train.observe.report import build_report
+    from loopmoe_train.cli.report import show
 
-    report = build_report([run_dir(config)])
-    print(f"report: {report}")
+    show([run_dir(config)])
     return 0

@@ -11,6 +11,29 @@ from loopmoe_train.config.rules import check
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused
 
+_SYNTAX = "write GROUP=PRESET or setting=value"
+
+# What other frameworks call it.
+_OTHER_NAMES = {
+    "learning_rate": "optim.lr",
+    "max_lr": "optim.lr",
+    "batch_size": "global_batch_size",
+    "epochs": "steps",
+    "max_steps": "steps",
+    "train_iters": "steps",
+    "seq_length": "sequence_length",
+    "seq_len": "sequence_length",
+    "dtype": "precision",
+    "world_size": "cluster.devices",
+    "nproc_per_node": "cluster.devices",
+    "num_layers": "model.body_layers",
+    "expert_model_parallel_size": "parallel.expert_parallel_size",
+    "moe_router_topk": "model.moe.top_k",
+    "moe_ffn_hidden_size": "model.moe.expert_hidden_size",
+    "ffn_hidden_size": "model.dense_ffn_hidden_size",
+    "dropout": "model.hidden_dropout",
+}
+
 _LISTS = ("data.source", "memory.recompute_modules")
 
 
@@ -33,7 +56,8 @@ def compose(overrides: Sequence[str]) -> RunConfig:
     GlobalHydra.instance().clear()
     for item in overrides:
         if item[:1] in "+~" or "=" not in item[1:]:
-            raise Refused(f"{item!r}: not a setting", "write GROUP=PRESET or setting=value")
+            hint = f"write {item.lstrip('-')}=VALUE" if item[:2] == "--" and item[2:] else _SYNTAX
+            raise Refused(f"{item!r}: not a setting", hint)
         try:
             OverridesParser.create().parse_override(_as_list(item))
         except HydraException as error:
@@ -84,13 +108,17 @@ def _refused(error: Exception) -> Refused:
 
 def _suggest(word: str, options: List[str]) -> str:
     """The options nearest to ``word``, by whole name and by last part."""
-    near = difflib.get_close_matches(word, options, n=3, cutoff=0.5)
     tail = word.rsplit(".", 1)[-1]
+    near = [_OTHER_NAMES[tail]] if _OTHER_NAMES.get(tail) in options else []
+    near += difflib.get_close_matches(word, options, n=3, cutoff=0.5)
     near += [option for option in options if option.rsplit(".", 1)[-1] == tail]
     by_tail = {option.rsplit(".", 1)[-1]: option for option in options}
     near += [by_tail[name] for name in difflib.get_close_matches(tail, list(by_tail), n=2)]
-    unique = list(dict.fromkeys(near))[:4] or sorted(options)[:12]
-    return "did you mean " + ", ".join(unique) + "?" if near else "use one of " + ", ".join(unique)
+    if near:
+        return "did you mean " + ", ".join(list(dict.fromkeys(near))[:4]) + "?"
+    # Sections instead of every setting in them.
+    heads = {option.partition(".")[0] + ("." if "." in option else "") for option in options}
+    return "use one of " + ", ".join(sorted(heads))
 
 
 def _paths(node: Any, prefix: str = "") -> List[str]:

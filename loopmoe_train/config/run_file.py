@@ -12,6 +12,14 @@ import yaml
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused
 
+_HEADER = """\
+# Written by loopmoe; the run as it was started, with nothing left to choose.
+# mfu in metrics.jsonl = FLOPs of the model / (time x peak). FLOPs: 2 per matrix parameter that a
+# token uses, every visit of a looped layer counted, plus causal attention scores, x 3 for forward
+# and backward; recomputation does not count. Peak: cluster.peak_tflops_<precision> x devices, or,
+# where that is null, a square matrix product measured on all ranks at once when training starts.
+"""
+
 
 def run_dir(config: RunConfig) -> Path:
     """Folder of the run: ``<runs_dir>/<name>``."""
@@ -27,7 +35,7 @@ def save(config: RunConfig, path: Path) -> None:
     """Write ``path`` atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    partial.write_text(dump(config), encoding="utf-8")
+    partial.write_text(_HEADER + dump(config), encoding="utf-8")
     os.replace(partial, path)
 
 
@@ -51,7 +59,7 @@ def parse(text: str, where: str) -> RunConfig:
 
 
 def load(path: Path) -> RunConfig:
-    """Read ``run.yaml``.
+    """Read ``run.yaml``. A run is where its file is: a run folder may be moved or renamed.
 
     Raises:
         Refused: missing, unreadable, or not a run configuration.
@@ -63,4 +71,7 @@ def load(path: Path) -> RunConfig:
             f"{path}: cannot be read ({error.strerror})",
             "name a run folder made by `loopmoe train`",
         ) from error
-    return parse(text, str(path))
+    config = parse(text, str(path))
+    folder = path.resolve().parent if not path.parent.name else path.parent
+    config.runs_dir, config.name = str(folder.parent), folder.name
+    return config

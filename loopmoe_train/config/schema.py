@@ -191,7 +191,7 @@ class RunConfig:
     global_batch_size: int = 8  # sequences per optimizer step over all ranks
     precision: str = "fp32"  # fp32 | bf16
     eval_interval: int = 100  # 0: only at the end
-    eval_batches: int = 20  # global batches per validation; 0: the whole validation split
+    eval_batches: int = 60  # global batches per validation; 0: the whole validation split
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

@@ -59,6 +59,8 @@ def _start(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
         WORLD_SIZE=str(_world(run)),
+        # megatron.core is ported to a device when it is imported, before run.yaml is read.
+        LOOPMOE_DEVICE=run.cluster.device,
         # A file, not a port: nothing to collide with and nothing to reach from outside.
         LOOPMOE_RENDEZVOUS=f"file://{scratch}/rendezvous",
         LOOPMOE_FAILURE_FILE=str(failure_file(scratch, rank)),

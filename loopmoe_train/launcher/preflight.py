@@ -11,6 +11,7 @@ from typing import Any, Dict, Iterator, Tuple
 
 from loopmoe_train.config.run_file import load, run_dir
 from loopmoe_train.config.schema import RunConfig
+from loopmoe_train.data.dataset import DatasetInfo
 from loopmoe_train.errors import Refused
 
 # Changing these in a run folder that has checkpoints is a continuation, not another run.
@@ -55,7 +56,13 @@ def check_run_folder(run: RunConfig) -> None:
             f"{folder}: cannot be used as a run folder ({error.strerror})",
             "choose another runs_dir= or name=",
         ) from error
-    if run.checkpoint.resume != "auto" or not list(folder.glob("checkpoints/step-*/manifest.json")):
+    wish = run.checkpoint.resume
+    if wish not in ("auto", "none") and not (Path(wish) / "manifest.json").is_file():
+        raise Refused(
+            f"checkpoint.resume={wish}: not a whole checkpoint (it has no manifest.json)",
+            "name a folder such as runs/<name>/checkpoints/step-<n>, or use auto or none",
+        )
+    if wish != "auto" or not list(folder.glob("checkpoints/step-*/manifest.json")):
         return
     before, now = asdict(load(folder / "run.yaml")), asdict(run)
     changed = [
@@ -73,6 +80,26 @@ def check_run_folder(run: RunConfig) -> None:
         raise Refused(
             f"{folder} is already trained for {done} steps",
             f"ask for more with steps={2 * done}, choose another name=, or delete the folder",
+        )
+
+
+def check_text(run: RunConfig, text: DatasetInfo) -> None:
+    """Refuse a prepared dataset that this run cannot be trained on.
+
+    Raises:
+        Refused: too little text for one sample, or more token ids than the model has.
+    """
+    for name, split in (("training", text.train), ("validation", text.valid)):
+        if split.tokens < run.sequence_length + 1:
+            raise Refused(
+                f"sequence_length={run.sequence_length} but the {name} split of {text.path} has "
+                f"{split.tokens} tokens",
+                "lower sequence_length, or give data.source more text",
+            )
+    if run.model.vocab_size is not None and run.model.vocab_size < text.vocab_size:
+        raise Refused(
+            f"model.vocab_size={run.model.vocab_size} is below the tokenizer's {text.vocab_size}",
+            "raise it, or leave it null",
         )
 
 

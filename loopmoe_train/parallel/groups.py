@@ -47,7 +47,8 @@ def make_groups(run: RunConfig, timeout: timedelta) -> None:
     """Core's groups for this layout over an existing default group."""
     parallel_state.initialize_model_parallel(
         expert_model_parallel_size=run.parallel.expert_parallel_size,
-        distributed_timeout_minutes=max(1, round(timeout.total_seconds() / 60)),
+        # Core says int and makes a timedelta of it: fractions are as good.
+        distributed_timeout_minutes=timeout.total_seconds() / 60,  # type: ignore[arg-type]
     )
 
 

@@ -11,11 +11,18 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Callable, List
+from typing import Callable, List, NoReturn, Tuple
 
 from loopmoe_train.config import run_file
 from loopmoe_train.config.schema import RunConfig
-from loopmoe_train.errors import LoopMoEError, RunFailed
+from loopmoe_train.errors import LoopMoEError, RankLost, RunFailed
+
+# How gloo, NCCL and torch's store say that a peer is silent or gone.
+_HUNG = ("Timed out waiting", "collective operation timeout", "Timed out after", "timed out after")
+_LOST = (
+    "DistBackendError", "DistNetworkError", "Connection closed by peer", "Connection reset by peer",
+    "Broken pipe",
+)  # fmt: skip
 
 
 def main(argv: List[str], body: Callable[[RunConfig], None]) -> int:
@@ -26,17 +33,26 @@ def main(argv: List[str], body: Callable[[RunConfig], None]) -> int:
         body(run_file.load(Path(argv[1])))
         return 0
     except LoopMoEError as error:
-        return _leave(error, lost_peer=False)
+        return _tell(error, lost_peer=False)
     except Exception as error:
         traceback.print_exc()
-        lost_peer = type(error).__name__ in ("DistBackendError", "DistNetworkError") or any(
-            word in str(error) for word in ("Connection closed by peer", "Connection reset by peer")
+        return _tell(*_explain(error))
+
+
+def _explain(error: Exception) -> Tuple[LoopMoEError, bool]:
+    """What to tell about an unexpected error, and whether it only followed another rank's end."""
+    said = f"{type(error).__name__}: {error}"
+    if any(words in said for words in _HUNG):
+        hung = RankLost(
+            f"another rank did not answer in time: {said.splitlines()[0][:300]}",
+            "see logs/ of the run folder for one that is stuck, or raise launcher.timeout_minutes",
         )
-        text = f"{type(error).__name__}: {error}"[:600]
-        return _leave(RunFailed(text, "the traceback is in logs/ of the run folder"), lost_peer)
+        return hung, True
+    lost_peer = any(words in said for words in _LOST)
+    return RunFailed(said[:600], "the traceback is in logs/ of the run folder"), lost_peer
 
 
-def _leave(error: LoopMoEError, lost_peer: bool) -> int:
+def _tell(error: LoopMoEError, lost_peer: bool) -> int:
     entry = dict(
         rank=int(os.environ.get("RANK", "0")),
         what=error.what,
@@ -62,10 +78,16 @@ def _train(run: RunConfig) -> None:
     train(run)
 
 
-if __name__ == "__main__":
-    code = main(sys.argv[1:], _train)
+def leave(code: int) -> NoReturn:
+    """End this process at once.
+
+    Not sys.exit: after a failure other ranks may be gone, and the process group's destructor
+    would wait for them.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not sys.exit: after a failure other ranks may be gone, and the process group's
-    # destructor would wait for them.
     os._exit(code)
+
+
+if __name__ == "__main__":
+    leave(main(sys.argv[1:], _train))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from contextlib import contextmanager
@@ -49,6 +50,7 @@ class Recorder:
             run.model, text.vocab_size, run.sequence_length
         )
         self.peak = peak_flops(run)
+        self.bytes_per_token = text.bytes_per_token
         self.summary: Dict[str, Any] = {
             "status": "running",
             "parameters": parameters(run.model, text.vocab_size)["total"],
@@ -114,6 +116,7 @@ class Recorder:
             step=step,
             tokens=self.state.consumed * run.sequence_length,
             loss=result.loss,
+            bits_per_byte=result.loss / math.log(2) / self.bytes_per_token,
             lr=result.lr,
             grad_norm=result.grad_norm,
             tokens_per_s=tokens / step_s,

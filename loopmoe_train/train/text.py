@@ -27,13 +27,14 @@ class Text:
     token_bytes: np.ndarray  # int64 [vocab]
     fingerprint: str
     gzip_bits_per_byte: float
+    bytes_per_token: float  # mean of the training split
 
 
 def open_text(run: RunConfig) -> Text:
     """Open the dataset that the front door prepared.
 
     Raises:
-        Refused: no complete dataset in ``data.path``, or the model's vocabulary is too small.
+        Refused: no complete dataset in ``data.path``.
     """
     folder = Path(run.data.path)
     info = load_dataset(folder)
@@ -41,11 +42,6 @@ def open_text(run: RunConfig) -> Text:
         raise Refused(f"{folder}: no prepared dataset", "run `loopmoe data` first")
     tokenizer = Tokenizer(folder / "tokenizer.model")
     vocab_size = run.model.vocab_size or tokenizer.vocab_size
-    if vocab_size < tokenizer.vocab_size:
-        raise Refused(
-            f"model.vocab_size={vocab_size} is below the tokenizer's {tokenizer.vocab_size}",
-            "raise it, or leave it null",
-        )
     loaders = {}
     for split in ("train", "valid"):
         reader = IndexedReader(folder / split)
@@ -66,4 +62,5 @@ def open_text(run: RunConfig) -> Text:
         token_bytes=tokenizer.token_bytes(),
         fingerprint=info.fingerprint,
         gzip_bits_per_byte=info.gzip9_bits_per_byte,
+        bytes_per_token=info.train.bytes_per_token,
     )

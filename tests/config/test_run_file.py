@@ -12,11 +12,20 @@ from loopmoe_train.errors import Refused
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    run = compose(["data.source=/tmp/some dir", "optim.decay_steps=7", "model=vanilla_tiny"])
+    run = compose(["data.source=/tmp/some dir", "optim.decay_steps=7", "model=vanilla_tiny",
+                   f"runs_dir={tmp_path.parent}", f"name={tmp_path.name}"])  # fmt: skip
     run_file.save(run, tmp_path / "run.yaml")
     assert run_file.load(tmp_path / "run.yaml") == run
     assert run.data.source == ["/tmp/some dir"]
     assert [p.name for p in tmp_path.iterdir()] == ["run.yaml"]
+
+
+def test_a_moved_run_is_where_its_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_file.save(compose([]), tmp_path / "moved" / "run.yaml")
+    found = run_file.load(tmp_path / "moved" / "run.yaml")
+    assert run_file.run_dir(found) == tmp_path / "moved"
+    monkeypatch.chdir(tmp_path / "moved")
+    assert run_file.run_dir(run_file.load(Path("run.yaml"))) == tmp_path / "moved"
 
 
 @pytest.mark.parametrize(

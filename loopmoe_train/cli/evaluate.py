@@ -1,0 +1,58 @@
+"""Loss and bits per byte of trained runs on the whole of their held-out text.
+
+usage: loopmoe evaluate RUN [RUN ...] [--json FILE]
+
+  loopmoe evaluate runs/loopmoe_tiny runs/vanilla_tiny
+
+Reads the newest checkpoint of each run folder on the layout it was trained on. gzip -9 of the
+same text stands beside it as a yardstick. The figures also go to RUN/evaluation.json.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Dict, List
+
+from loopmoe_train.errors import Refused
+
+
+def run(argv: List[str]) -> int:
+    """Evaluate every run named, print a table; returns the exit code."""
+    from loopmoe_train.config.run_file import load
+    from loopmoe_train.launcher.local import launch
+    from loopmoe_train.launcher.preflight import check_machine
+
+    words, out = list(argv), None
+    if "--json" in words:
+        at = words.index("--json")
+        if at + 1 == len(words):
+            raise Refused("--json: no file named", "loopmoe evaluate RUN --json FILE")
+        out = Path(words[at + 1])
+        del words[at : at + 2]
+    wrong = [word for word in words if word.startswith("-") or "=" in word]
+    if wrong or not words:
+        raise Refused(
+            f"{wrong[0]}: not a run folder" if wrong else "no run folder was given",
+            "loopmoe evaluate RUN [RUN ...] [--json FILE]",
+        )
+    configs = [load(Path(word) / "run.yaml") for word in words]
+    results: Dict[str, Any] = {}
+    for word, config in zip(words, configs):
+        check_machine(config)
+        launch(config, module="loopmoe_train.train.evaluate")
+        results[word] = json.loads((Path(word) / "evaluation.json").read_text())
+    if out is not None:
+        out.write_text(json.dumps(results, indent=1) + "\n")
+    _show(results)
+    return 0
+
+
+def _show(results: Dict[str, Any]) -> None:
+    width = max(map(len, results))
+    print(f"{'':{width}}{'step':>8}{'tokens':>10}{'loss':>9}{'bits/byte':>11}{'gzip -9':>9}")
+    for name, row in results.items():
+        print(
+            f"{name:{width}}{row['step']:8,}{row['tokens']:10,}{row['loss']:9.4f}"
+            f"{row['bits_per_byte']:11.4f}{row['gzip9_bits_per_byte']:9.4f}"
+        )

@@ -1,0 +1,270 @@
+"""`loopmoe train` as a user runs it: two real processes on a small corpus of real text."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, List
+
+import psutil
+import pytest
+
+LOOPMOE = str(Path(sys.executable).with_name("loopmoe"))
+
+# Dropout and accumulation on: what is easily forgotten when a run is continued.
+SMALL = [
+    "experiment=smoke", "tokenizer.vocab_size=420", "data.valid_percent=10", "data.workers=1",
+    "sequence_length=32", "micro_batch_size=2", "global_batch_size=8", "steps=6",
+    "eval_interval=3", "eval_batches=0", "optim.warmup_steps=2", "model.hidden_dropout=0.1",
+    "model.attention_dropout=0.1", "observe.sample_tokens=12", "checkpoint.interval=3",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a corpus: a few modules of the standard library."""
+    folder = tmp_path_factory.mktemp("place")
+    source = Path(json.__file__).parents[1]
+    (folder / "texts").mkdir()
+    for path in [*sorted((source / "json").glob("*.py")), *sorted((source / "email").glob("*.py"))]:
+        shutil.copy(path, folder / "texts" / f"{path.parent.name}-{path.name}")
+    return folder
+
+
+def command(place: Path, *words: str) -> List[str]:
+    return [LOOPMOE, "train", f"data.source={place}/texts", f"data.path={place}/data", *SMALL,
+            *words]  # fmt: skip
+
+
+def loopmoe(place: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        words, cwd=place, capture_output=True, text=True, timeout=150, check=False,
+        stdin=subprocess.DEVNULL, env={**os.environ, **variables},
+    )  # fmt: skip
+
+
+def train(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return loopmoe(place, *command(place, *words))
+
+
+def records(folder: Path, key: str) -> Dict[int, Dict[str, Any]]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line for line in lines if key in line}
+
+
+@pytest.fixture(scope="module")
+def run(place: Path) -> Path:
+    """A finished run of six steps."""
+    done = train(place, "name=first")
+    assert done.returncode == 0, done.stderr
+    assert "report: runs/first/report.html" in done.stdout
+    assert "gzip -9 bits/byte" in done.stdout
+    return place / "runs" / "first"
+
+
+def test_the_run_folder_is_complete(run: Path) -> None:
+    names = (
+        "run.yaml metrics.jsonl routing.jsonl loss.png routing.png gates.png report.html "
+        "sample.txt summary.json checkpoints/step-3/manifest.json checkpoints/step-6/manifest.json"
+    )
+    for name in names.split():
+        assert (run / name).stat().st_size > 0, name
+    assert not [p for p in run.rglob("*") if p.name.endswith((".tmp", ".part", ".partial"))]
+    train_keys = "step tokens loss lr grad_norm tokens_per_s step_s elapsed_s mfu bits_per_byte"
+    lines = records(run, "loss")
+    assert sorted(lines) == [1, 2, 3, 4, 5, 6]
+    assert set(train_keys.split()) <= set(lines[4])
+    assert lines[6]["tokens"] == 6 * 8 * 32
+    for layer, iteration in ((1, 1), (1, 2), (2, 1)):
+        for stat in ("max_violation", "entropy", "dead"):
+            assert f"router/{layer}/{iteration}/{stat}" in lines[6]
+    validations = records(run, "val_loss")
+    assert sorted(validations) == [3, 6] and "val_bits_per_byte" in validations[6]
+    assert "gate/1/2/alpha_mean" in validations[6]
+    assert "mfu" in (run / "run.yaml").read_text()
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["status"] == "done" and summary["first_step_s"] > 0
+
+
+def test_it_learns(run: Path) -> None:
+    lines = records(run, "loss")
+    assert lines[6]["loss"] < lines[1]["loss"] - 0.01
+
+
+def test_evaluate_finds_the_last_validation_again(place: Path, run: Path) -> None:
+    done = loopmoe(place, LOOPMOE, "evaluate", "runs/first", "--json", "out.json")
+    assert done.returncode == 0, done.stderr
+    row = json.loads((place / "out.json").read_text())["runs/first"]
+    assert row["step"] == 6
+    assert row["loss"] == pytest.approx(records(run, "val_loss")[6]["val_loss"], abs=1e-12)
+    assert "bits/byte" in done.stdout
+
+
+def _continued(place: Path, run: Path, name: str) -> Path:
+    """A copy of the run that has got as far as step 3."""
+    copy = place / "runs" / name
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "checkpoints" / "step-6")
+    return copy
+
+
+def test_a_continued_run_is_bitwise_the_same(place: Path, run: Path) -> None:
+    copy = _continued(place, run, "second")
+    done = train(place, "name=second")
+    assert done.returncode == 0, done.stderr
+    assert "continues from" in done.stdout
+    first, second = records(run, "loss"), records(copy, "loss")
+    assert sorted(second) == [1, 2, 3, 4, 5, 6]
+    for step in (4, 5, 6):
+        for key in ("loss", "grad_norm", "lr", "tokens"):
+            assert second[step][key] == first[step][key], (step, key)
+    assert records(copy, "val_loss")[6]["val_loss"] == records(run, "val_loss")[6]["val_loss"]
+    assert second[6]["elapsed_s"] > first[3]["elapsed_s"]
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(place: Path, run: Path) -> None:
+    copy = _continued(place, run, "damaged")
+    file = copy / "checkpoints" / "step-3" / "rank-1.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    done = train(place, "name=damaged")
+    assert done.returncode == 2
+    assert "rank-1.pt: damaged" in _one_line(done)
+
+
+def _one_line(done: subprocess.CompletedProcess[str]) -> str:
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def _ranks(launcher: int) -> List[psutil.Process]:
+    children = psutil.Process(launcher).children(recursive=True)
+    return [p for p in children if "loopmoe_train.train" in p.cmdline()]
+
+
+def _interrupted(
+    place: Path, act: Callable[[subprocess.Popen[str]], None], *words: str
+) -> subprocess.CompletedProcess[str]:
+    """Start a run that would last, act on it after its second step, and wait for its end."""
+    name = next(word for word in words if word.startswith("name=")).removeprefix("name=")
+    process = subprocess.Popen(
+        command(place, "steps=5000", "checkpoint.interval=0", "eval_interval=0", *words),
+        cwd=place, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    metrics = place / "runs" / name / "metrics.jsonl"
+    try:
+        deadline = time.monotonic() + 60
+        while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        ranks = _ranks(process.pid)
+        act(process)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    gone, alive = psutil.wait_procs(ranks, timeout=10)
+    assert len(gone) == 2 and not alive, "a rank was left behind"
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_and_saves(place: Path, run: Path, number: int) -> None:
+    name = f"stopped-{signal.Signals(number).name}"
+    done = _interrupted(place, lambda process: process.send_signal(number), f"name={name}")
+    assert done.returncode == 0, done.stderr
+    folder = place / "runs" / name
+    last = max(records(folder, "loss"))
+    assert f"stopped by {signal.Signals(number).name} after step {last}" in done.stdout
+    assert (folder / "checkpoints" / f"step-{last}" / "manifest.json").exists()
+    assert json.loads((folder / "summary.json").read_text())["status"] == "stopped"
+    if number == signal.SIGTERM:
+        again = train(place, f"name={name}", f"steps={last + 2}", "checkpoint.interval=0")
+        assert again.returncode == 0, again.stderr
+        assert max(records(folder, "loss")) == last + 2
+
+
+def test_a_killed_rank_ends_the_run_in_one_line(place: Path, run: Path) -> None:
+    def kill_second(process: subprocess.Popen[str]) -> None:
+        victim = next(p for p in _ranks(process.pid) if p.environ()["RANK"] == "1")
+        victim.kill()
+
+    done = _interrupted(place, kill_second, "name=killed")
+    assert done.returncode == 4
+    assert "rank 1 was ended by SIGKILL" in _one_line(done)
+
+
+def test_a_silent_rank_is_lost_after_the_timeout(place: Path, run: Path) -> None:
+    def stop_second(process: subprocess.Popen[str]) -> None:
+        victim = next(p for p in _ranks(process.pid) if p.environ()["RANK"] == "1")
+        victim.suspend()
+
+    done = _interrupted(place, stop_second, "name=silent", "launcher.timeout_minutes=0.1")
+    assert done.returncode == 4
+    assert "another rank did not answer in time" in _one_line(done)
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(place: Path, run: Path) -> None:
+    done = train(place, "name=diverged", "optim.lr=1e30", "checkpoint.interval=1", "steps=9")
+    assert done.returncode == 3
+    line = _one_line(done)
+    assert "the gradient is not finite" in line and "the weights were not touched" in line
+    folder = place / "runs" / "diverged"
+    reached = max(records(folder, "loss"))
+    assert (folder / "checkpoints" / f"step-{reached}" / "manifest.json").exists()
+    assert f"step {reached + 1}:" in line
+    assert json.loads((folder / "summary.json").read_text())["status"].startswith("step")
+
+
+def test_a_moved_run_can_be_reported_and_evaluated(place: Path, run: Path) -> None:
+    shutil.copytree(run, place / "elsewhere" / "moved")
+    done = loopmoe(place, LOOPMOE, "report", "elsewhere/moved", "runs/first", "--out", "both")
+    assert done.returncode == 0, done.stderr
+    assert (place / "both" / "report.html").stat().st_size > 10_000
+    assert loopmoe(place, LOOPMOE, "evaluate", "elsewhere/moved").returncode == 0
+    assert (place / "elsewhere" / "moved" / "evaluation.json").exists()
+
+
+REFUSED = {
+    "modle=loopmoe_tiny": "did you mean model",
+    "model=loopmoe_tinny": "loopmoe_tiny",
+    "optim.learning_rate=1": "optim.lr",
+    "steps=many": "steps",
+    "model.moe.top_k=99": "top_k=99 is more than",
+    "parallel.expert_parallel_size=3": "expert_parallel_size=3 does not divide",
+    "global_batch_size=6": "not a multiple",
+    "model.moe.expert_hidden_size=62": "multiple of 4",
+    "cluster=h100 cluster.devices=2": "no CUDA device",
+    "experiment=nope": "bench_train",
+    "--steps": "write steps=VALUE",
+    "data.source=/nowhere": "holds another dataset",
+    "data.source=/nowhere data.path=new": "does not exist",
+    "sequence_length=4000000": "lower sequence_length",
+    "tokenizer.vocab_size=430": "holds another dataset",
+    "model.vocab_size=100": "below the tokenizer's",
+    "checkpoint.resume=/nowhere": "not a whole checkpoint",
+    "name=../up": "must be one folder name",
+    "runs_dir=texts/json-decoder.py": "cannot be used as a run folder",
+    "name=first": "already trained for 6 steps",
+    "name=first seed=2 steps=9": "seed 1234 -> 2",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_refused_in_one_line_before_anything_starts(place: Path, run: Path, words: str) -> None:
+    named = any(word.startswith("name=") for word in words.split())
+    before = set(place.rglob("*"))
+    name = f"refused-{list(REFUSED).index(words)}"
+    done = train(place, *([] if named else [f"name={name}"]), *words.split())
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    assert REFUSED[words] in _one_line(done)
+    new = {str(path.relative_to(place)) for path in set(place.rglob("*")) - before}
+    assert new <= {f"runs/{name}", "new", "new/.lock"}, new
