@@ -129,8 +129,8 @@ class TokenizerConfig:
 class OptimConfig:
     """AdamW and its schedule."""
 
-    lr: float = 3e-3
-    min_lr: float = 3e-4
+    lr: float = 4e-3
+    min_lr: float = 4e-4
     schedule: str = "cosine"  # cosine | wsd | constant
     warmup_steps: int = 20
     decay_steps: Optional[int] = None  # wsd: length of the final decay; null: a fifth of the run
@@ -185,12 +185,12 @@ class RunConfig:
     name: str = "quickstart"
     runs_dir: str = "runs"
     seed: int = 1234
-    steps: int = 400
+    steps: int = 360
     sequence_length: int = 256
     micro_batch_size: int = 4
     global_batch_size: int = 8  # sequences per optimizer step over all ranks
     precision: str = "fp32"  # fp32 | bf16
-    eval_interval: int = 100  # 0: only at the end
+    eval_interval: int = 90  # 0: only at the end
     eval_batches: int = 60  # global batches per validation; 0: the whole validation split
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

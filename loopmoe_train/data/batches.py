@@ -25,12 +25,14 @@ class Batch:
 
     def to(self, device: Any) -> Batch:
         """The same batch on ``device``."""
-        moved = (
-            None if value is None else value.to(device, non_blocking=True)
-            for value in (self.tokens, self.labels, self.loss_mask, self.position_ids,
-                          self.attention_mask)
-        )  # fmt: skip
-        return Batch(*moved)
+        mask = self.attention_mask
+        return Batch(
+            tokens=self.tokens.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            loss_mask=self.loss_mask.to(device, non_blocking=True),
+            position_ids=self.position_ids.to(device, non_blocking=True),
+            attention_mask=None if mask is None else mask.to(device, non_blocking=True),
+        )
 
 
 def rank_slice(

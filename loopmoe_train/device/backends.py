@@ -26,6 +26,8 @@ class Backend:
     communication_backend: str = ""
     #: torch.compile of megatron.core's fused functions pays off and works
     compiles: bool = False
+    #: dtype of a few numbers that are summed over ranks
+    sum_dtype: torch.dtype = torch.float64
 
     def __init__(self, module: Any) -> None:
         self._module = module
@@ -182,6 +184,7 @@ class NpuBackend(Backend):
 
     device_type = "npu"
     communication_backend = "hccl"
+    sum_dtype = torch.float32  # HCCL sums no float64
 
     def __init__(self) -> None:
         super().__init__(_import_torch_npu())

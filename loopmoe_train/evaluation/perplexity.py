@@ -8,11 +8,12 @@ from typing import Any, List
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state
 
 from loopmoe_train.config.schema import RunConfig
-from loopmoe_train.data.batches import BatchLoader, rank_slice
+from loopmoe_train.data.batches import Batch, BatchLoader, rank_slice
+from loopmoe_train.device.accelerator import accel
+from loopmoe_train.parallel.reduce import sum_over_ranks
 
 
 @dataclass
@@ -49,18 +50,20 @@ def validate(
         for first in range(0, math.ceil(windows / per_pass) * per_pass, per_pass):
             mine = rank_slice(first, 0, run.micro_batch_size, rank, ranks)
             batch = loader.batch(mine.start, len(mine))
-            losses = chunk(
-                batch.tokens, batch.position_ids, batch.attention_mask, labels=batch.labels
-            ).double()
+            losses = _losses(chunk, batch).double()
             # The last pass may reach past the end: those windows are computed (experts on
             # other ranks need every rank) and not counted.
             counted = torch.tensor([float(sample < windows) for sample in mine]).unsqueeze(1)
             mask = (batch.loss_mask * counted).double()
-            total[0] += (losses.cpu() * mask).sum()
+            total[0] += (losses * mask).sum()
             total[1] += mask.sum()
             total[2] += (sizes[batch.labels] * mask).sum()
     chunk.train()
-    total = total.to(losses.device)
-    dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
-    nats, tokens, size = total.tolist()
+    nats, tokens, size = sum_over_ranks(total, parallel_state.get_data_parallel_group())
     return Validation(nats / max(tokens, 1), nats / math.log(2) / max(size, 1), int(tokens))
+
+
+def _losses(chunk: Any, batch: Batch) -> torch.Tensor:
+    """Cross entropy per token [b, s] in nats, on the host."""
+    b = batch.to(accel.current_device())
+    return chunk(b.tokens, b.position_ids, b.attention_mask, labels=b.labels).float().cpu()

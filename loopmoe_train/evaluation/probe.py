@@ -18,10 +18,12 @@ from torch import Tensor
 
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.data.batches import BatchLoader
+from loopmoe_train.device.accelerator import accel
 from loopmoe_train.model.build import bare
 from loopmoe_train.model.iter_adaln import IterAdaLN
 from loopmoe_train.observe.metrics import gate_key, load_stats, routing_key
 from loopmoe_train.observe.routing import LayerRouting, RoutingProbe
+from loopmoe_train.parallel.reduce import sum_over_ranks
 
 
 def training_routing(model: List[Any]) -> Dict[str, float]:
@@ -48,6 +50,7 @@ def probe(
     chunk.eval()
     rank = parallel_state.get_data_parallel_rank()
     batch = loader.batch(rank * run.micro_batch_size, run.micro_batch_size)
+    batch = batch.to(accel.current_device())
     with torch.no_grad(), _watching(model) as gates:
         chunk(batch.tokens, batch.position_ids, batch.attention_mask)
         layers = _routing(model)
@@ -86,7 +89,7 @@ def _reader(gates: Dict[str, Tensor], visit: Any, branch: str) -> Any:
         gamma, beta, alpha = norm.modulate(inputs[0])
 
         def put(stat: str, value: Tensor) -> None:
-            gates[gate_key(visit.layer, visit.iteration, stat)] = value.double()
+            gates[gate_key(visit.layer, visit.iteration, stat)] = value.float()
 
         put(f"gamma_{branch}_mean", gamma.mean())
         put(f"gamma_{branch}_abs", gamma.abs().mean())
@@ -130,11 +133,12 @@ def _averaged(gates: Dict[str, Tensor]) -> Dict[str, float]:
     """Mean over ranks of each statistic."""
     if not gates:
         return {}
-    values = torch.stack(list(gates.values()))
-    dist.all_reduce(values, group=parallel_state.get_data_parallel_group())
-    values /= parallel_state.get_data_parallel_world_size()
-    return dict(zip(gates, values.tolist()))
+    sums = sum_over_ranks(
+        torch.stack(list(gates.values())), parallel_state.get_data_parallel_group()
+    )
+    ranks = parallel_state.get_data_parallel_world_size()
+    return {name: value / ranks for name, value in zip(gates, sums)}
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.double().cpu().numpy()
+    return tensor.cpu().double().numpy()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, List
+from typing import Any, List, Tuple
 
 import torch
 import torch.distributed as dist
 
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.data.tokenizer import Tokenizer
+from loopmoe_train.device.accelerator import accel
 
 
 @torch.no_grad()
@@ -27,21 +28,21 @@ def sample_text(run: RunConfig, model: List[Any], tokenizer: Tokenizer) -> str:
     start = len(ids)
     for _ in range(run.observe.sample_tokens):
         window = ids[-run.sequence_length :]
-        logits = chunk(_padded(window, run.sequence_length), _positions(run.sequence_length), None)
-        probs = torch.softmax(logits[0, len(window) - 1].float().cpu() / 0.8, dim=-1)
-        token = torch.multinomial(probs, 1, generator=generator)
+        tokens, positions = _padded(window, run.sequence_length)
+        logits = chunk(tokens, positions, None)[0, len(window) - 1].float().cpu()
+        probs = torch.softmax(logits / 0.8, dim=-1)
+        drawn = torch.multinomial(probs, 1, generator=generator).to(tokens.device)
         # Ranks could differ in the last bit of a probability.
-        dist.broadcast(token, src=0)
-        ids.append(int(token))
+        dist.broadcast(drawn, src=0)
+        ids.append(int(drawn))
         if ids[-1] == tokenizer.eod_id:
             break
     chunk.train()
     return tokenizer.decode(ids[1:start]) + "⟦" + tokenizer.decode(ids[start:]) + "⟧"
 
 
-def _padded(window: List[int], length: int) -> torch.Tensor:
-    return torch.tensor([window + [0] * (length - len(window))])
-
-
-def _positions(length: int) -> torch.Tensor:
-    return torch.arange(length).unsqueeze(0)
+def _padded(window: List[int], length: int) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and positions [1, length] on the device; zeros after the window."""
+    tokens = torch.tensor([window + [0] * (length - len(window))])
+    positions = torch.arange(length).unsqueeze(0)
+    return tokens.to(accel.current_device()), positions.to(accel.current_device())

@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.device.accelerator import accel
+from loopmoe_train.parallel.reduce import sum_over_ranks
 
 
 def peak_flops(run: RunConfig) -> float:
@@ -32,6 +33,4 @@ def peak_flops(run: RunConfig) -> float:
         a @ a
         accel.synchronize()
         best = min(best, time.perf_counter() - started)
-    mine = torch.tensor([2.0 * size**3 / best], dtype=torch.float64).to(a.device)
-    dist.all_reduce(mine)
-    return float(mine)
+    return sum_over_ranks(torch.tensor([2.0 * size**3 / best], dtype=torch.float64))[0]

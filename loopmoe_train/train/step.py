@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
@@ -22,6 +21,7 @@ from torch import Tensor
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.data.batches import Batch
 from loopmoe_train.errors import TrainingStopped
+from loopmoe_train.parallel.reduce import sum_over_ranks
 
 
 @dataclass
@@ -143,9 +143,9 @@ def _clip(optimizer: ChainedOptimizer, max_norm: float, total_norm: float) -> No
 
 def _agree(outputs: List[Dict[str, Tensor]], stop_wanted: bool) -> Tuple[float, int, bool]:
     """Mean loss per token over all ranks, tokens, and whether any rank wants to stop."""
-    sums = torch.stack([torch.stack([o["sum"].double(), o["tokens"].double()]) for o in outputs])
-    wish = torch.tensor([float(stop_wanted)], dtype=torch.float64, device=sums.device)
-    report = torch.cat([sums.sum(0), wish])
-    dist.all_reduce(report, group=parallel_state.get_data_parallel_group())
-    total, tokens, wishes = report.tolist()
+    loss = sum(float(output["sum"]) for output in outputs)
+    counted = sum(int(output["tokens"]) for output in outputs)
+    mine = torch.tensor([loss, counted, stop_wanted], dtype=torch.float64)
+    group = parallel_state.get_data_parallel_group()
+    total, tokens, wishes = sum_over_ranks(mine, group)
     return total / max(tokens, 1.0), int(tokens), wishes > 0

@@ -1,0 +1,81 @@
+"""The front door: instant help, one line for every mistake."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from loopmoe_train.cli import VERBS, main
+
+
+def _python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    heavy = "torch megatron hydra numpy rich matplotlib wandb yaml".split()
+    code = (
+        "import sys; from loopmoe_train.cli import main; main(['--help'])\n"
+        f"print([m for m in {heavy!r} if m in sys.modules])"
+    )
+    out = _python(code)
+    assert out.splitlines()[-1] == "[]"
+    assert all(f"  {verb} " in out for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = main([verb, "--help"])
+    except SystemExit as leaving:  # argparse
+        code = int(leaving.code or 0)
+    text = capsys.readouterr().out
+    assert code == 0 and f"loopmoe {verb}" in text
+
+
+MISTAKES = {
+    "trian": "did you mean `loopmoe train`?",
+    "bench kernelz": "there is no such benchmark",
+    "bench train --against deepspeed": "unknown peer",
+    "bench train --json": "no file named",
+    "evaluate": "no run folder was given",
+    "evaluate /nowhere": "/nowhere/run.yaml: cannot be read",
+    "evaluate steps=3": "not a run folder",
+    "report": "the following arguments are required: RUN",
+    "report /nowhere": "there is no run folder",
+    "data data.source=/nowhere data.path={tmp}/d": "does not exist",
+    "data --forse": "write forse=VALUE",
+    "tokenizer tokenizer.kind=bpee data.path={tmp}/d": "did you mean bpe?",
+    "train learning_rate=1": "did you mean optim.lr",
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_a_mistake_is_told_in_one_line(
+    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(words.format(tmp=tmp_path).split())
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert code == 2
+    assert len(lines) == 1 and MISTAKES[words] in lines[0] and lines[0].startswith("loopmoe")
+
+
+def test_an_unexpected_error_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from loopmoe_train.cli import report
+
+    def fail(argv: list[str]) -> int:
+        raise KeyError("inside")
+
+    monkeypatch.setattr(report, "run", fail)
+    assert main(["report"]) == 1
+    err = capsys.readouterr().err
+    assert "unexpected KeyError: 'inside'" in err and err.count("\n") == 1
+    monkeypatch.setenv("LOOPMOE_TRACEBACK", "1")
+    with pytest.raises(KeyError):
+        main(["report"])
