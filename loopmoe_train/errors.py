@@ -50,3 +50,11 @@ class RankLost(LoopMoEError):
     """A rank died or hung (exit code 4)."""
 
     exit_code = 4
+
+
+class AlreadyTold(Exception):
+    """Another process has told why; this one ends with the same exit code and says nothing."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code

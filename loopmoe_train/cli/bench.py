@@ -47,7 +47,7 @@ def run(argv: List[str]) -> int:
 def _train(overrides: List[str]) -> Dict[str, Any]:
     from loopmoe_train.config.compose import compose
     from loopmoe_train.config.run_file import run_dir, save
-    from loopmoe_train.launcher.local import launch
+    from loopmoe_train.launcher.supervise import launch
 
     config = compose(["experiment=bench_train", *overrides])
     save(config, run_dir(config) / "run.yaml")

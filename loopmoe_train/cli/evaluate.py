@@ -20,8 +20,8 @@ from loopmoe_train.errors import Refused
 def run(argv: List[str]) -> int:
     """Evaluate every run named, print a table; returns the exit code."""
     from loopmoe_train.config.run_file import load
-    from loopmoe_train.launcher.local import launch
-    from loopmoe_train.launcher.preflight import check_machine
+    from loopmoe_train.launcher.supervise import launch
+    from loopmoe_train.train.preflight import check_machine
 
     words, out = list(argv), None
     if "--json" in words:

@@ -6,10 +6,14 @@ usage: loopmoe train [GROUP=PRESET ...] [setting=value ...]
   loopmoe train model=vanilla_tiny name=twin      its non-looped twin
   loopmoe train experiment=smoke                  a minute, to see that everything works
   loopmoe train data.source=~/texts data.path=datasets/texts name=texts
+  loopmoe train launcher=torchrun                 or launcher=mpirun; launcher.dry_run=true
+                                                  prints the command
 
 Groups: model parallel cluster data tokenizer optim memory checkpoint observe launcher
 experiment. The composed run is written to runs/<name>/run.yaml; the same command continues
-a run that was stopped. Ctrl-C finishes the step and saves; a second one kills.
+a run that was stopped. Ctrl-C finishes the step and saves; a second one kills. A rank that is
+killed, stopped or hangs is named; the job is restarted from its last checkpoint (up to
+launcher.max_restarts times without getting further).
 """
 
 from __future__ import annotations
@@ -22,18 +26,14 @@ from typing import List
 def run(argv: List[str]) -> int:
     """Compose, check, prepare, launch, report; returns the exit code."""
     os.environ["LOOPMOE_STARTED"] = str(time.time())
-    from loopmoe_train.config.compose import compose
-    from loopmoe_train.config.run_file import run_dir, save
-    from loopmoe_train.data.prepare import ensure_prepared
-    from loopmoe_train.launcher.local import launch
-    from loopmoe_train.launcher.preflight import check_machine, check_run_folder, check_text
+    from loopmoe_train.config.run_file import run_dir
+    from loopmoe_train.launcher.supervise import launch
+    from loopmoe_train.train.preflight import prepare
 
-    config = compose(argv)
-    check_machine(config)
-    check_run_folder(config)
-    check_text(config, ensure_prepared(config, print))
-    save(config, run_dir(config) / "run.yaml")
+    config, _ = prepare(argv, print)
     launch(config)
+    if config.launcher.dry_run:
+        return 0
 
     from loopmoe_train.cli.report import show
 

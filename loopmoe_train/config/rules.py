@@ -29,7 +29,7 @@ _CHOICES = {
     "optim.schedule": ("cosine", "wsd", "constant"),
     "memory.recompute": ("none", "selective", "full"),
     "observe.wandb": ("off", "offline", "online"),
-    "launcher.kind": ("local",),
+    "launcher.kind": ("local", "torchrun", "mpirun"),
 }
 
 _AT_LEAST_ONE = (
@@ -47,7 +47,7 @@ _AT_LEAST_ZERO = (
     "seed eval_interval eval_batches model.body_layers model.suffix_layers model.dense_layers "
     "model.moe.num_shared_experts model.moe.expert_bias_update_rate model.moe.aux_loss_coeff "
     "model.moe.z_loss_coeff optim.warmup_steps optim.weight_decay optim.clip_grad optim.min_lr "
-    "checkpoint.interval checkpoint.keep observe.sample_tokens"
+    "checkpoint.interval checkpoint.keep observe.sample_tokens launcher.max_restarts"
 ).split()
 
 
@@ -90,7 +90,8 @@ def _sizes(config: RunConfig) -> Problems:
             yield f"{path}={get(config, path)}: must be in [0, 1)"
     for path in ("model.vocab_size", "model.loop.bottleneck", "model.attention.q_lora_rank",
                  "model.moe.topk_scaling_factor", "optim.decay_steps",
-                 "cluster.peak_tflops_bf16", "cluster.peak_tflops_fp32"):  # fmt: skip
+                 "cluster.peak_tflops_bf16", "cluster.peak_tflops_fp32",
+                 "launcher.hang_seconds"):  # fmt: skip
         value = get(config, path)
         if value is not None and value <= 0:  # type: ignore[operator]
             yield f"{path}={value}: must be above 0, or null"
@@ -195,13 +196,23 @@ def _memory(config: RunConfig) -> Problems:
         )
 
 
+def _launcher(config: RunConfig) -> Problems:
+    if config.launcher.kind == "local" and config.launcher.arguments:
+        yield "launcher.arguments are for launcher=torchrun or mpirun: leave them out"
+    if config.launcher.heartbeat_seconds <= 0.5:
+        yield (
+            f"launcher.heartbeat_seconds={config.launcher.heartbeat_seconds}: must be above 0.5 "
+            "(a rank beats every 0.25 s)"
+        )
+
+
 def _names(config: RunConfig) -> Problems:
     if not config.name or config.name in (".", "..") or "/" in config.name or "\0" in config.name:
         yield f"name={config.name!r}: must be one folder name"
 
 
 RULES: Sequence[Callable[[RunConfig], Problems]] = (
-    _choices, _sizes, _model, _batch, _parallel, _memory, _names,
+    _choices, _sizes, _model, _batch, _parallel, _memory, _launcher, _names,
 )  # fmt: skip
 
 

@@ -171,11 +171,19 @@ class ObserveConfig:
 
 @dataclass
 class LauncherConfig:
-    """How the ranks are started."""
+    """How the ranks are started and watched."""
 
-    kind: str = "local"
+    kind: str = "local"  # local | torchrun | mpirun
+    arguments: List[str] = field(default_factory=list)  # more of them for torchrun or mpirun
+    dry_run: bool = False  # print the command instead of running it
     timeout_minutes: float = 5.0  # of a collective; a rank that is silent longer is lost
     threads_per_rank: int = 1
+    # Restarts in a row that get no further than an attempt before; 0: a lost rank ends the run.
+    max_restarts: int = 3
+    heartbeat_seconds: float = 3.0  # a rank that is stopped or stuck outside Python longer is lost
+    # A rank that stays in one phase longer hangs (from its second step on). null: only steps are
+    # timed, the limit is 10 x the longest step so far, at least 60.
+    hang_seconds: Optional[float] = None
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import timedelta
 
 import torch
@@ -12,31 +11,34 @@ from megatron.core import parallel_state, tensor_parallel
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.device.accelerator import accel
 from loopmoe_train.errors import RunFailed
+from loopmoe_train.parallel.environment import place
+from loopmoe_train.parallel.rendezvous import default_to_loopback, store
 
 
 def join(run: RunConfig) -> None:
     """Join the default group and build all groups of the layout.
 
-    The launcher names a rendezvous file (``LOOPMOE_RENDEZVOUS``): no port is opened. Under
-    torchrun the usual environment is used.
+    Who this is comes from :mod:`environment`, where the others are from :mod:`rendezvous`.
 
     Raises:
         RunFailed: the number of processes is not ``cluster.devices``.
     """
-    rank = int(os.environ.get("RANK", "0"))
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world != run.cluster.devices:
+    here = place()
+    if here.world != run.cluster.devices:
         raise RunFailed(
-            f"cluster.devices={run.cluster.devices} but {world} processes were started",
-            f"start {run.cluster.devices}, or set cluster.devices={world}",
+            f"cluster.devices={run.cluster.devices} but {here.world} processes were started",
+            f"start {run.cluster.devices}, or set cluster.devices={here.world}",
         )
-    accel.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    default_to_loopback(here)
+    accel.set_device(here.local_rank)
     timeout = timedelta(minutes=run.launcher.timeout_minutes)
+    job = store()
+    job.set_timeout(timeout)
     dist.init_process_group(
         accel.communication_backend,
-        init_method=os.environ.get("LOOPMOE_RENDEZVOUS", "env://"),
-        rank=rank,
-        world_size=world,
+        store=job,
+        rank=here.rank,
+        world_size=here.world,
         timeout=timeout,
     )
     make_groups(run, timeout)
@@ -64,3 +66,4 @@ def leave() -> None:
     parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()
+    store.cache_clear()

@@ -1,6 +1,24 @@
-"""One rank: ``python -m loopmoe_train.train --run RUN/run.yaml``, started by a launcher.
+"""One rank of a run.
 
-Ends in an exit code and, if it fails, one line for the launcher; the traceback is in the log.
+  python -m loopmoe_train.train --run RUN/run.yaml       started by `loopmoe train`
+  torchrun --nproc-per-node 2 -m loopmoe_train.train [setting=value ...]
+  mpirun -np 2 python -m loopmoe_train.train [setting=value ...]
+
+In the bare forms rank 0 composes, checks and prepares the run and hands its text to the others
+(train/bare.py); ``cluster.devices`` is the number of processes. If rank 0 refuses, all leave and
+one line is printed. `loopmoe report RUN` draws the pictures afterwards.
+
+A rank ends with 0 done (also when asked to stop), 1 failed, 2 refused, 3 training stopped itself,
+4 a peer was lost. What starts the ranks makes its own code of it:
+
+* torchrun: 0 if every rank ended with 0, else 1, whatever the rank's code was. It restarts after
+  any failure if told so (--max-restarts N), refusals too: our store has a prefix per attempt, so
+  that a restart works. When torchrun itself gets SIGTERM it passes it on, the ranks save and end
+  with 0, and torchrun nevertheless ends with 1.
+* mpirun: the code of the first rank that failed (Open MPI: 128 + signal for a killed one), after
+  ending the others.
+
+`loopmoe train launcher=torchrun|mpirun` watches from outside and keeps the codes above.
 """
 
 from __future__ import annotations
@@ -15,7 +33,9 @@ from typing import Callable, List, NoReturn, Tuple
 
 from loopmoe_train.config import run_file
 from loopmoe_train.config.schema import RunConfig
-from loopmoe_train.errors import LoopMoEError, RankLost, RunFailed
+from loopmoe_train.errors import AlreadyTold, LoopMoEError, RankLost, Refused, RunFailed
+from loopmoe_train.parallel.environment import place
+from loopmoe_train.train import heartbeat
 
 # How gloo, NCCL and torch's store say that a peer is silent or gone.
 _HUNG = ("Timed out waiting", "collective operation timeout", "Timed out after", "timed out after")
@@ -26,17 +46,48 @@ _LOST = (
 
 
 def main(argv: List[str], body: Callable[[RunConfig], None]) -> int:
-    """Run ``body`` on the run named by ``--run``; returns the exit code."""
+    """Run ``body`` on the run that ``argv`` names or composes; returns the exit code."""
     try:
-        if len(argv) != 2 or argv[0] != "--run":
-            raise RunFailed("usage: python -m loopmoe_train.train --run RUN/run.yaml")
-        body(run_file.load(Path(argv[1])))
+        rank = place().rank
+        _redirect(rank)
+        heartbeat.start(rank)
+        body(_run(argv))
+        heartbeat.done()
         return 0
+    except AlreadyTold as told:
+        return told.exit_code
     except LoopMoEError as error:
         return _tell(error, lost_peer=False)
     except Exception as error:
         traceback.print_exc()
         return _tell(*_explain(error))
+
+
+def _run(argv: List[str]) -> RunConfig:
+    if argv[:1] != ["--run"]:
+        from loopmoe_train.train.bare import agree  # imports torch
+
+        return agree(argv)
+    if len(argv) != 2:
+        raise Refused("usage: python -m loopmoe_train.train --run RUN/run.yaml")
+    run = run_file.load(Path(argv[1]))
+    # A restarted attempt continues where the one before it saved.
+    run.checkpoint.resume = os.environ.get("LOOPMOE_RESUME", run.checkpoint.resume)
+    return run
+
+
+def _redirect(rank: int) -> None:
+    """Send the output to logs/ as our launcher does it for ranks that it starts itself."""
+    logs = os.environ.get("LOOPMOE_LOGS")
+    if logs:
+        log = os.open(f"{logs}/rank-{rank}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        for stream in (2,) if rank == 0 else (1, 2):
+            os.dup2(log, stream)
+
+
+def failure_file(scratch: Path, rank: int) -> Path:
+    """Where a rank leaves its one line."""
+    return scratch / f"failure-{rank}.json"
 
 
 def _explain(error: Exception) -> Tuple[LoopMoEError, bool]:
@@ -53,21 +104,26 @@ def _explain(error: Exception) -> Tuple[LoopMoEError, bool]:
 
 
 def _tell(error: LoopMoEError, lost_peer: bool) -> int:
+    try:
+        rank = place().rank
+    except Refused:
+        rank = 0
     entry = dict(
-        rank=int(os.environ.get("RANK", "0")),
+        rank=rank,
         what=error.what,
         fix=error.fix,
         exit_code=error.exit_code,
         lost_peer=lost_peer,
         time=time.time(),
     )
-    target = os.environ.get("LOOPMOE_FAILURE_FILE")
-    if target:
-        partial = Path(target).with_suffix(".tmp")
+    scratch = os.environ.get("LOOPMOE_SCRATCH")
+    if scratch:
+        target = failure_file(Path(scratch), rank)
+        partial = target.with_suffix(".tmp")
         partial.write_text(json.dumps(entry))
         os.replace(partial, target)
     else:
-        print(f"loopmoe train: rank {entry['rank']}: {error}", file=sys.stderr)
+        print(f"loopmoe train: rank {rank}: {error}", file=sys.stderr)
     return error.exit_code
 
 

@@ -24,6 +24,7 @@ from loopmoe_train.evaluation.sample import sample_text
 from loopmoe_train.model.build import build_model, layer_names
 from loopmoe_train.optim.build import build_optimizer
 from loopmoe_train.parallel import groups
+from loopmoe_train.train import faults, heartbeat
 from loopmoe_train.train.gradients import describe_non_finite
 from loopmoe_train.train.recorder import Recorder
 from loopmoe_train.train.step import TrainState, micro_steps, train_step
@@ -104,6 +105,8 @@ def restore(state: TrainState, text: Text) -> Optional[Path]:
 
 def save(state: TrainState, text: Text) -> Path:
     """Write a checkpoint of the present step (a collective call)."""
+    heartbeat.at("save", state.step)
+    faults.at("save", state.step, state)
     captured = checkpoint_state.capture(
         state.model,
         state.optimizer,
@@ -134,6 +137,8 @@ def _identity(run: RunConfig, text: Text) -> Dict[str, Any]:
 def _loop(state: TrainState, text: Text, recorder: Recorder, stop: StopRequest) -> None:
     run = state.run
     while state.step < run.steps:
+        heartbeat.at("step", state.step)
+        faults.at("step", state.step + 1, state)
         started = time.perf_counter()
         result = train_step(state, bool(stop))
         recorder.train(result, time.perf_counter() - started)
@@ -148,6 +153,7 @@ def _loop(state: TrainState, text: Text, recorder: Recorder, stop: StopRequest) 
 
 def evaluate(state: TrainState, text: Text, recorder: Recorder) -> None:
     """Validation loss, bits per byte, and the routing probe."""
+    heartbeat.at("evaluate", state.step)
     result = validate(state.run, state.model, text.valid, text.token_bytes)
     routing, gates = probe(state.run, state.model, text.valid, state.step)
     recorder.validation(result, routing, gates)
@@ -155,6 +161,7 @@ def evaluate(state: TrainState, text: Text, recorder: Recorder) -> None:
 
 def _finish(state: TrainState, text: Text, recorder: Recorder) -> None:
     """Last validation, checkpoint, sampled text."""
+    heartbeat.at("finish", state.step)
     root = run_dir(state.run) / "checkpoints"
     if not (store.step_folder(root, state.step) / store.MANIFEST).exists() and state.step:
         recorder.note(f"saved {save(state, text)}")
@@ -165,4 +172,5 @@ def _finish(state: TrainState, text: Text, recorder: Recorder) -> None:
         )
         return
     evaluate(state, text, recorder)
+    heartbeat.at("finish", state.step)
     recorder.sample(sample_text(state.run, state.model, text.tokenizer))

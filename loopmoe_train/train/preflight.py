@@ -7,19 +7,46 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Dict, Iterator, Tuple
+from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Tuple
 
-from loopmoe_train.config.run_file import load, run_dir
+from loopmoe_train.config.run_file import load, run_dir, save
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.data.dataset import DatasetInfo
+from loopmoe_train.data.prepare import ensure_prepared
 from loopmoe_train.errors import Refused
 
 # Changing these in a run folder that has checkpoints is a continuation, not another run.
 _FREE = ("steps", "eval_interval", "eval_batches", "observe", "checkpoint", "launcher", "optim")
 
 
-def check_machine(run: RunConfig) -> None:
+def prepare(
+    overrides: Sequence[str], say: Callable[[str], None], devices_here: Optional[int] = None
+) -> Tuple[RunConfig, DatasetInfo]:
+    """From a command line to a run that can start: composed, checked, data there, run.yaml written.
+
+    Args:
+        say: receives plain lines about the progress.
+        devices_here: processes on this machine; all of the run if None.
+
+    Raises:
+        Refused: anything that is known to be wrong beforehand.
+    """
+    from loopmoe_train.config.compose import compose
+
+    run = compose(overrides)
+    check_machine(run, devices_here)
+    check_run_folder(run)
+    text = ensure_prepared(run, say)
+    check_text(run, text)
+    save(run, run_dir(run) / "run.yaml")
+    return run, text
+
+
+def check_machine(run: RunConfig, devices_here: Optional[int] = None) -> None:
     """Refuse a device that this machine does not have.
+
+    Args:
+        devices_here: devices needed on this machine; ``cluster.devices`` if None.
 
     Raises:
         Refused: torch or the device's driver is missing, or there are too few devices.
@@ -32,10 +59,11 @@ def check_machine(run: RunConfig) -> None:
 
     backend = select(run.cluster.device)
     found = backend.device_count() if backend.is_available() else 0
-    if found < run.cluster.devices:
+    needed = run.cluster.devices if devices_here is None else devices_here
+    if found < needed:
         raise Refused(
-            f"cluster.devices={run.cluster.devices} but this machine has {found} "
-            f"{run.cluster.device} devices",
+            f"{needed} {run.cluster.device} devices are needed here (cluster.devices="
+            f"{run.cluster.devices}) but this machine has {found}",
             "lower cluster.devices, or use cluster=cpu",
         )
 

@@ -1,0 +1,122 @@
+"""The processes of one attempt: the ranks themselves, or one torchrun or mpirun above them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Callable, Dict, List, Optional
+
+import psutil
+
+from loopmoe_train.train import heartbeat
+from loopmoe_train.train.heartbeat import Sign
+
+_GRACE_S = 2.0  # for ranks that lost a peer to notice it and leave by themselves
+
+if sys.platform.startswith("linux"):
+    _PRCTL = ctypes.CDLL(None).prctl
+else:
+    _PRCTL = None
+
+
+def child_of_this() -> None:
+    """In a new process: get SIGTERM when the launcher dies, so that nothing is left behind."""
+    if _PRCTL is not None:
+        pr_set_pdeathsig = 1
+        _PRCTL(pr_set_pdeathsig, signal.SIGTERM)
+
+
+class Job:
+    """What was started and what the ranks of it say.
+
+    Args:
+        processes: the ranks in order, or one launcher above them.
+        told_by: for a launcher above the ranks: pid of a rank -> its exit code, if it is told
+            (negative: signal); None if the processes are the ranks.
+    """
+
+    def __init__(
+        self,
+        processes: List[subprocess.Popen[bytes]],
+        world: int,
+        scratch: Path,
+        told_by: Optional[Callable[[int], Optional[int]]] = None,
+    ) -> None:
+        self.processes = processes
+        self.world = world
+        self.scratch = scratch
+        self.told_by = told_by
+
+    def signs(self) -> Dict[int, Sign]:
+        """The last sign of every rank that has given one."""
+        found = {r: heartbeat.read(heartbeat.beat_file(self.scratch, r)) for r in range(self.world)}
+        return {rank: sign for rank, sign in found.items() if sign is not None}
+
+    def endings(self) -> Dict[int, Optional[int]]:
+        """Exit codes (negative: signal) of the ranks that have ended; None where it is unknown."""
+        if self.told_by is None:
+            codes = {rank: process.poll() for rank, process in enumerate(self.processes)}
+            return {rank: code for rank, code in codes.items() if code is not None}
+        signs, over = self.signs(), self.processes[0].poll()
+        ended: Dict[int, Optional[int]] = {}
+        for rank, sign in signs.items():
+            if over is not None or not runs(sign.pid):
+                ended[rank] = 0 if sign.done else self.told_by(sign.pid)
+        if over is not None:
+            for rank in set(range(self.world)) - set(signs):
+                ended[rank] = over  # it ended before its first sign
+        return ended
+
+    def over(self) -> bool:
+        """Whether everything that was started has ended."""
+        return all(process.poll() is not None for process in self.processes)
+
+    def send(self, number: int) -> None:
+        """Send a signal to every rank that runs; to the launcher above while none is known."""
+        if self.told_by is not None and not self.signs():
+            self.processes[0].send_signal(number)
+        for rank in range(self.world):
+            self.send_to(rank, number)
+
+    def send_to(self, rank: int, number: int) -> None:
+        """Send a signal to one rank if it runs."""
+        if self.told_by is None:
+            self.processes[rank].send_signal(number)  # does nothing once it has ended
+            return
+        sign = self.signs().get(rank)
+        if sign is not None and runs(sign.pid):
+            try:
+                os.kill(sign.pid, number)
+            except ProcessLookupError:
+                pass
+
+    def end(self) -> None:
+        """End all that still runs: ranks are asked, then killed; nothing is left behind."""
+        if self.over():
+            return
+        self.send(signal.SIGTERM)
+        self._wait(_GRACE_S)
+        self.send(signal.SIGKILL)
+        self._wait(_GRACE_S if self.told_by else 0.0)
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+    def _wait(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not self.over() and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there and is not only waiting to be buried."""
+    try:
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return False

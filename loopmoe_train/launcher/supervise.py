@@ -1,0 +1,273 @@
+"""Run a job to its end on this machine: start, watch, restart from the last checkpoint.
+
+The same for all launchers. Every attempt has a folder and a rendezvous of its own, and leaves
+``logs/attempt-<n>.json``. Not retried: input that is refused, training that stopped itself, a
+request to stop, an error before the first step (it would only come again), and a job that fails
+twice at the same step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Dict, List, Optional
+
+from loopmoe_train.config.run_file import run_dir
+from loopmoe_train.config.schema import RunConfig
+from loopmoe_train.errors import LoopMoEError, RankLost, RunFailed
+from loopmoe_train.launcher import local, wrapped
+from loopmoe_train.launcher.cause import Fault, where
+from loopmoe_train.launcher.job import Job
+from loopmoe_train.launcher.watch import watch
+from loopmoe_train.train.heartbeat import Sign
+
+TRAIN = "loopmoe_train.train"
+
+
+def launch(run: RunConfig, module: str = TRAIN) -> None:
+    """Run ``python -m module --run <run folder>/run.yaml`` on every rank until all are done.
+
+    The output of rank 0 is this process's; everything else goes to ``logs/``. Only training is
+    restarted. With ``launcher.dry_run`` the command is printed and nothing is started.
+
+    Raises:
+        RankLost: a rank was killed, stopped or hung, and restarts did not help.
+        LoopMoEError: what the first failing rank said.
+    """
+    command = [sys.executable, "-m", module, "--run", str(run_dir(run) / "run.yaml")]
+    if run.launcher.dry_run:
+        print(shown(run, command))
+        return
+    history = History(run.launcher.max_restarts if module == TRAIN else 0)
+    began = time.time()
+    while True:
+        attempt = _Attempt(run, command, len(history.faults), began)
+        fault = attempt.run_to_end(history)
+        if fault is None:
+            return
+        refusal = history.add(fault, attempt.asked_to_stop, attempt.steps_here)
+        attempt.report(refusal)
+        if refusal is not None:
+            raise refusal
+        print(
+            f"loopmoe train: {fault.error.what} -> restart {history.in_a_row} of "
+            f"{run.launcher.max_restarts} from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def shown(run: RunConfig, command: List[str]) -> str:
+    """The command lines that would be run, for a shell."""
+    env = _shared_variables(run)
+    if run.launcher.kind == "local":
+        rendezvous = f"file://{run_dir(run).resolve()}/rendezvous-{os.getpid()}"
+        return local.shown(run, command, {**env, "LOOPMOE_RENDEZVOUS": rendezvous})
+    return wrapped.shown(wrapped.command(run, command), env)
+
+
+@dataclass
+class History:
+    """The faults of a job so far, and the rule by which it is started again.
+
+    Attributes:
+        limit: restarts in a row that get no further than an attempt before.
+        in_a_row: how many of those there were.
+    """
+
+    limit: int
+    faults: List[Fault] = field(default_factory=list)
+    in_a_row: int = 0
+    furthest: int = -1
+
+    def add(self, fault: Fault, asked_to_stop: bool, steps_here: int) -> Optional[LoopMoEError]:
+        """Take in a fault; None if the job shall be started again, else what the user is told."""
+        before = self.faults[-1] if self.faults else None
+        self.faults.append(fault)
+        error, reached = fault.error, _reached(fault)
+        lost = isinstance(error, RankLost)
+        if asked_to_stop or not (lost or (type(error) is RunFailed and steps_here)):
+            return error
+        if before is not None and _reached(before) == reached and self.limit:
+            steps = fault.sign is not None and fault.sign.phase != "start"
+            suspect = "data or step" if steps else "the machine or the settings"
+            return type(error)(
+                f"{error.what}; twice in a row {where(fault.sign)}: suspect {suspect}", error.fix
+            )
+        self.in_a_row = 1 if reached > self.furthest else self.in_a_row + 1
+        self.furthest = max(self.furthest, reached)
+        if self.in_a_row <= self.limit:
+            return None
+        if not self.limit:
+            return error
+        return type(error)(f"{error.what}; {self.limit} restarts got no further", error.fix)
+
+
+def _reached(fault: Fault) -> int:
+    """Steps done when it happened."""
+    return fault.sign.step if fault.sign is not None else 0
+
+
+def _shared_variables(run: RunConfig) -> Dict[str, str]:
+    """Environment that every rank gets, whatever starts it."""
+    variables = dict(
+        # megatron.core is ported to a device when it is imported, before run.yaml is read.
+        LOOPMOE_DEVICE=run.cluster.device,
+        OMP_NUM_THREADS=str(run.launcher.threads_per_rank),
+        PYTHONUNBUFFERED="1",
+    )
+    if sys.platform.startswith("linux"):
+        variables["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
+    return variables
+
+
+class _Attempt:
+    """One start of the job."""
+
+    def __init__(self, run: RunConfig, command: List[str], number: int, began: float) -> None:
+        self.run, self.command, self.number, self.began = run, command, number, began
+        self.logs = run_dir(run) / "logs"
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self.file = _next_report(self.logs)
+        self.asked: List[int] = []
+        self.signs: Dict[int, Sign] = {}
+        self.fault: Optional[Fault] = None
+        self.failed_at = 0.0
+
+    @property
+    def asked_to_stop(self) -> bool:
+        return bool(self.asked)
+
+    @property
+    def steps_here(self) -> int:
+        """Steps done in this attempt."""
+        return max((sign.steps_here for sign in self.signs.values()), default=0)
+
+    def run_to_end(self, history: History) -> Optional[Fault]:
+        """Start, watch and clear away; the fault if there was one."""
+        previous = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+        with tempfile.TemporaryDirectory(prefix="loopmoe-") as scratch:
+            job = self._start(Path(scratch))
+            try:
+                for number in previous:
+                    signal.signal(number, lambda n, frame: self._pass_on(job, n, frame))
+                waiting = history.faults[-1] if history.faults else None
+                self.fault = watch(
+                    job, self.run.launcher, self.logs, lambda signs: self._look(signs, waiting)
+                )
+                self.failed_at = time.time()
+                self.signs = job.signs()
+                if self.fault is not None and self.fault.rank is not None:
+                    # Its sockets close: the others notice and leave by themselves.
+                    job.send_to(self.fault.rank, signal.SIGKILL)
+            finally:
+                job.end()
+                for number, handler in previous.items():
+                    signal.signal(number, handler)
+        if self.fault is None:
+            self.report(None)
+        return self.fault
+
+    def _start(self, scratch: Path) -> Job:
+        env = dict(
+            os.environ,
+            **_shared_variables(self.run),
+            LOOPMOE_SCRATCH=str(scratch),
+            # A file, not a port: nothing to collide with and nothing to reach from outside.
+            LOOPMOE_RENDEZVOUS=f"file://{scratch}/rendezvous",
+            LOOPMOE_ATTEMPT=str(self.number),
+        )
+        if self.number:
+            env["LOOPMOE_RESUME"] = _resume(self.run, self.began)
+            env["LOOPMOE_STARTED"] = str(time.time())
+        start = local.start if self.run.launcher.kind == "local" else wrapped.start
+        return start(self.run, self.command, env, self.logs)
+
+    def _pass_on(self, job: Job, number: int, frame: Optional[FrameType]) -> None:
+        """First SIGINT or SIGTERM: passed on to the ranks, which finish the step. Second: kill."""
+        job.send(signal.SIGKILL if self.asked else number)
+        self.asked.append(number)
+
+    def _look(self, signs: Dict[int, Sign], waiting: Optional[Fault]) -> None:
+        """Complete the report of the attempt before when this one has made its first step."""
+        if waiting is None or waiting.next_step_s is not None or len(signs) < _world(self.run):
+            return
+        firsts = [sign.first_step_at for sign in signs.values()]
+        if all(firsts):
+            waiting.next_step_s = max(firsts) - waiting.last_sign_at
+            if waiting.report_file is not None:
+                _write(waiting.report_file, _read(waiting.report_file) | {
+                    "fault_to_next_step_s": round(waiting.next_step_s, 3)
+                })  # fmt: skip
+
+    def report(self, refusal: Optional[LoopMoEError]) -> None:
+        """Write ``attempt-<n>.json``."""
+        fault = self.fault
+        about: Dict[str, Any] = dict(
+            attempt=self.number,
+            launcher=self.run.launcher.kind,
+            outcome="restarted" if fault and not refusal else "failed" if fault else "ended",
+            ended_at=self.failed_at,
+            ranks=[
+                dict(rank=r, pid=s.pid, step=s.step, steps_here=s.steps_here, phase=s.phase)
+                for r, s in sorted(self.signs.items())
+            ],
+        )
+        if fault is not None:
+            about |= dict(
+                cause=str(refusal or fault.error),
+                exit_code=fault.error.exit_code,
+                rank=fault.rank,
+                signal=fault.signal,
+                step=fault.sign.step if fault.sign else None,
+                phase=fault.sign.phase if fault.sign else None,
+                detection_s=round(fault.detection_s, 3),
+                fault_to_next_step_s=None,
+            )
+            fault.report_file = self.file
+        _write(self.file, about)
+
+
+def _world(run: RunConfig) -> int:
+    return run.cluster.devices
+
+
+def _resume(run: RunConfig, began: float) -> str:
+    """Where a restarted attempt continues.
+
+    A run that was told not to take what is in its folder must not do so after a restart either,
+    except what it has itself saved since ``began`` (seconds of the epoch).
+    """
+    wish = run.checkpoint.resume
+    if wish == "auto":
+        return wish
+    saved = [
+        path
+        for path in run_dir(run).glob("checkpoints/step-*/manifest.json")
+        if path.stat().st_mtime >= began
+    ]
+    newest = max(saved, key=lambda path: path.stat().st_mtime, default=None)
+    return str(newest.parent) if newest else wish
+
+
+def _next_report(logs: Path) -> Path:
+    taken = [p.stem.removeprefix("attempt-") for p in logs.glob("attempt-*.json")]
+    return logs / f"attempt-{1 + max((int(n) for n in taken if n.isdigit()), default=-1)}.json"
+
+
+def _write(path: Path, content: Dict[str, Any]) -> None:
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def _read(path: Path) -> Dict[str, Any]:
+    content: Dict[str, Any] = json.loads(path.read_text())
+    return content

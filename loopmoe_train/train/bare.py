@@ -1,0 +1,100 @@
+"""A start by torchrun or mpirun alone: rank 0 makes the run, the others get it from the store.
+
+No disk is shared by assumption: the text of the run travels, and every machine prepares the
+dataset at ``data.path`` for itself (at most once: the folder is locked while it is built).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from datetime import timedelta
+from typing import Any, Dict, List
+
+import torch
+
+from loopmoe_train.config import run_file
+from loopmoe_train.config.schema import RunConfig
+from loopmoe_train.data.prepare import ensure_prepared
+from loopmoe_train.errors import AlreadyTold, LoopMoEError, Refused
+from loopmoe_train.parallel.environment import Place, place
+from loopmoe_train.parallel.rendezvous import store
+from loopmoe_train.train.preflight import check_machine, prepare
+
+_PATIENCE = timedelta(hours=24)  # rank 0 may have a corpus to tokenise first
+_READ_S = 20.0  # for the others to read that rank 0 leaves
+
+
+def agree(overrides: List[str]) -> RunConfig:
+    """The run that all ranks train, composed by rank 0 from ``overrides``.
+
+    Raises:
+        Refused: on rank 0, with the reason; or this machine lacks devices or the same data.
+        AlreadyTold: on the other ranks when rank 0 refused.
+    """
+    here = place()
+    if here.rank == 0:
+        reply = _compose(overrides, here)
+    else:
+        job = store()
+        job.set_timeout(_PATIENCE)
+        reply = json.loads(job.get("run"))
+        job.add("read", 1)
+        if "exit_code" in reply:
+            raise AlreadyTold(reply["exit_code"])
+    run = run_file.parse(reply["run"], "the run that rank 0 composed")
+    if here.rank:
+        _prepare_here(run, here, reply["dataset"])
+    # megatron.core is ported to a device when it is imported.
+    os.environ["LOOPMOE_DEVICE"] = run.cluster.device
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(run.launcher.threads_per_rank)
+    return run
+
+
+def _compose(overrides: List[str], here: Place) -> Dict[str, Any]:
+    """Make the run and hand it out; if that fails, hand out the exit code."""
+    job = store()
+    try:
+        words = _with_world(overrides, here)
+        run, text = prepare(words, lambda line: print(line, flush=True), here.local_world)
+    except BaseException as error:
+        code = error.exit_code if isinstance(error, LoopMoEError) else 1
+        job.set("run", json.dumps({"exit_code": code}))
+        _wait_for_readers(here.world - 1)
+        raise
+    reply = {"run": run_file.dump(run), "dataset": text.fingerprint}
+    job.set("run", json.dumps(reply))
+    return reply
+
+
+def _with_world(overrides: List[str], here: Place) -> List[str]:
+    """``cluster.devices`` is the number of processes; a contradiction is refused."""
+    for word in overrides:
+        key, _, value = word.partition("=")
+        if key == "cluster.devices" and value != str(here.world):
+            raise Refused(
+                f"cluster.devices={value} but {here.world} processes were started",
+                f"start {value}, or leave cluster.devices out",
+            )
+    # Last, so that it also holds where a cluster preset counts devices.
+    return [*overrides, f"cluster.devices={here.world}"]
+
+
+def _wait_for_readers(readers: int) -> None:
+    """The store may end with this process: let the others read it first."""
+    deadline = time.monotonic() + _READ_S
+    while store().add("read", 0) < readers and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _prepare_here(run: RunConfig, here: Place, fingerprint: str) -> None:
+    check_machine(run, here.local_world)
+    found = ensure_prepared(run, lambda line: print(line, file=sys.stderr, flush=True))
+    if found.fingerprint != fingerprint:
+        raise Refused(
+            f"rank {here.rank}: {run.data.path} holds another dataset here than on rank 0",
+            "copy that of rank 0, or delete this one so that it is made again",
+        )
