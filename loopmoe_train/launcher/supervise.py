@@ -32,7 +32,7 @@ TRAIN = "loopmoe_train.train"
 
 
 def launch(run: RunConfig, module: str = TRAIN) -> None:
-    """Run ``python -m module --run <run folder>/run.yaml`` on every rank until all are done.
+    """Run ``python -m module <run folder>/run.yaml`` on every rank until all are done.
 
     The output of rank 0 is this process's; everything else goes to ``logs/``. Only training is
     restarted. With ``launcher.dry_run`` the command is printed and nothing is started.
@@ -41,7 +41,7 @@ def launch(run: RunConfig, module: str = TRAIN) -> None:
         RankLost: a rank was killed, stopped or hung, and restarts did not help.
         LoopMoEError: what the first failing rank said.
     """
-    command = [sys.executable, "-m", module, "--run", str(run_dir(run) / "run.yaml")]
+    command = [sys.executable, "-m", module, str(run_dir(run) / "run.yaml")]
     if run.launcher.dry_run:
         print(shown(run, command))
         return

@@ -17,7 +17,7 @@ from loopmoe_train.errors import Refused
 from loopmoe_train.launcher.job import Job, child_of_this
 
 # How the launchers report a process that ended badly, by its pid; a signal is a negative code.
-_TORCHRUN = re.compile(r"\(exitcode: (?P<code>-?\d+)\) .*?\(pid: (?P<pid>\d+)\)")
+_TORCHRUN = re.compile(r"exitcode\s*: (?P<code>-?\d+)\)?[^\n(]*\(pid: (?P<pid>\d+)\)")
 _OPEN_MPI = re.compile(
     r"(PID|pid) (?P<pid>\d+) on node \S+ exited on\s+signal (?P<signal>\d+)", re.DOTALL
 )
@@ -81,10 +81,13 @@ def start(run: RunConfig, rank_command: List[str], env: Dict[str, str], logs: Pa
         "MASTER_PORT",
     )
     clean = {key: value for key, value in env.items() if key not in inherited}
+    clean["LOOPMOE_LOGS"] = str(logs)
+    if not sys.stdout.isatty():
+        clean["TERM"] = "dumb"  # Open MPI gives its ranks a terminal even then
     with open(log, "wb") as stream:
         process = subprocess.Popen(
             command(run, rank_command),
-            env={**clean, "LOOPMOE_LOGS": str(logs)},
+            env=clean,
             stderr=stream,
             stdin=subprocess.DEVNULL,
             start_new_session=True,

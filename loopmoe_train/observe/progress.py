@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -32,7 +33,8 @@ class Progress:
         self.total_steps = total_steps
         self.every_s = every_s
         self._stream = stream or sys.stdout
-        self._is_live = self._stream.isatty() if live is None else live
+        able = self._stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._is_live = able if live is None else live
         self._clock = clock
         self._bar: Any = None
         self._task: Any = None

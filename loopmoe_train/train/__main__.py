@@ -1,6 +1,6 @@
 """One rank of a run.
 
-  python -m loopmoe_train.train --run RUN/run.yaml       started by `loopmoe train`
+  python -m loopmoe_train.train [--run] RUN/run.yaml     started by `loopmoe train`
   torchrun --nproc-per-node 2 -m loopmoe_train.train [setting=value ...]
   mpirun -np 2 python -m loopmoe_train.train [setting=value ...]
 
@@ -64,13 +64,17 @@ def main(argv: List[str], body: Callable[[RunConfig], None]) -> int:
 
 
 def _run(argv: List[str]) -> RunConfig:
-    if argv[:1] != ["--run"]:
+    words = argv[1:] if argv[:1] == ["--run"] else argv
+    if len(words) != 1 or not Path(words[0]).is_file():
+        if words != argv:
+            raise Refused(
+                f"--run {' '.join(words)}: there is no such file",
+                "python -m loopmoe_train.train --run RUN/run.yaml",
+            )
         from loopmoe_train.train.bare import agree  # imports torch
 
         return agree(argv)
-    if len(argv) != 2:
-        raise Refused("usage: python -m loopmoe_train.train --run RUN/run.yaml")
-    run = run_file.load(Path(argv[1]))
+    run = run_file.load(Path(words[0]))
     # A restarted attempt continues where the one before it saved.
     run.checkpoint.resume = os.environ.get("LOOPMOE_RESUME", run.checkpoint.resume)
     return run
