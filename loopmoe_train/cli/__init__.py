@@ -15,7 +15,7 @@ VERBS = {
     "data": "tokenise a corpus into Megatron .bin/.idx files",
     "tokenizer": "train a SentencePiece tokenizer on a corpus",
     "report": "draw a run folder, or compare several",
-    "bench": "measure: `bench train` against megatron-core's own model",
+    "bench": "measure: `bench train` against megatron-core's model, `bench resume` faults",
 }
 
 HELP = """loopmoe: pretrain looped Mixture-of-Experts language models on megatron-core
@@ -26,7 +26,7 @@ usage: loopmoe VERB [setting=value ...]
 
 Settings are Hydra overrides: `loopmoe train model=vanilla_tiny steps=100 optim.lr=2e-3`.
 `loopmoe VERB --help` tells more. Exit codes: 0 done, 1 failed, 2 refused input,
-3 training stopped itself, 4 a rank was lost.
+3 training stopped itself, 4 a rank was lost or hung.
 """
 
 

@@ -1,10 +1,12 @@
 """Measure on this machine.
 
 usage: loopmoe bench train [--against megatron] [--json FILE] [setting=value ...]
+       loopmoe bench resume [--kills N] [--json FILE] [setting=value ...]
 
   train   tokens/s of 2 ranks with expert parallelism against megatron-core's own GPTModel
           (local specs, DotProductAttention, SequentialMLP), and against the same given
           torch's fused attention and grouped matrix product; interleaved pairs, medians.
+  resume  time from the kill of a random rank to its notice and to the next step, 10 kills.
 
 Every benchmark prints a table and ends with one line `headline: name=value ...`.
 """
@@ -13,14 +15,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, List
 
 from loopmoe_train.errors import Refused
 
 
 def run(argv: List[str]) -> int:
     """Run one benchmark; returns the exit code."""
-    names, overrides, out = [], [], None
+    names, overrides, out, kills = [], [], None, 10
     words = iter(argv)
     for word in words:
         if word == "--json":
@@ -31,17 +33,34 @@ def run(argv: List[str]) -> int:
             peer = next(words, None)
             if peer != "megatron":
                 raise Refused(f"--against {peer}: unknown peer", "use --against megatron")
+        elif word == "--kills":
+            kills = _count(next(words, ""))
         elif "=" in word:
             overrides.append(word)
         else:
             names.append(word)
-    if names != ["train"]:
-        raise Refused(f"bench {' '.join(names)}: there is no such benchmark", "use `bench train`")
-    table = _train(overrides)
+    show: Callable[[Dict[str, Any]], None]
+    if names == ["train"]:
+        table, show = _train(overrides), _show
+    elif names == ["resume"]:
+        from loopmoe_train.bench import resume
+        from loopmoe_train.launcher.supervise import launch
+
+        table, show = resume.measure(overrides, kills, launch), resume.show
+    else:
+        raise Refused(
+            f"bench {' '.join(names)}: there is no such benchmark", "use `bench train` or `resume`"
+        )
     if out is not None:
         Path(out).write_text(json.dumps(table, indent=1) + "\n")
-    _show(table)
+    show(table)
     return 0
+
+
+def _count(word: str) -> int:
+    if not word.isdigit() or int(word) < 1:
+        raise Refused(f"--kills {word}: not a number of kills", "loopmoe bench resume --kills 10")
+    return int(word)
 
 
 def _train(overrides: List[str]) -> Dict[str, Any]:

@@ -228,6 +228,7 @@ class _Attempt:
                 signal=fault.signal,
                 step=fault.sign.step if fault.sign else None,
                 phase=fault.sign.phase if fault.sign else None,
+                last_sign_at=round(fault.last_sign_at, 3),  # CLOCK_MONOTONIC
                 detection_s=round(fault.detection_s, 3),
                 fault_to_next_step_s=None,
             )
