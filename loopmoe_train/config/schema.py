@@ -169,6 +169,7 @@ class ObserveConfig:
     """What the user sees while the run goes on and after it."""
 
     log_interval: int = 1
+    tensorboard: bool = False  # event files in the run folder's tensorboard/
     wandb: str = "off"  # off | offline | online
     wandb_project: str = "loopmoe"
     sample_prompt: str = "def "

@@ -19,13 +19,19 @@ _FREE = ("steps", "eval_interval", "eval_batches", "observe", "checkpoint", "lau
 
 
 def check_machine(run: RunConfig) -> None:
-    """Refuse a device that this machine does not have.
+    """Refuse a device or package that this machine does not have.
 
     Raises:
-        Refused: torch or the device's driver is missing, or there are too few devices.
+        Refused: torch, tensorboard or the device's driver is missing, or there are too few
+            devices.
     """
     if importlib.util.find_spec("torch") is None:
         raise Refused("torch is not installed", "run `make setup`, or pip install loopmoe-train")
+    if run.observe.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise Refused(
+            "observe.tensorboard=true but the package tensorboard is not installed",
+            "pip install 'loopmoe-train[tensorboard]', or set it to false",
+        )
     if run.cluster.device == "cpu":
         return
     from loopmoe_train.device.accelerator import select

@@ -105,7 +105,7 @@ class LayerwiseOptimizer(ChainedOptimizer):
             ValueError: a parameter is missing from ``model_sharded_state_dict``.
         """
         states: Dict[str, Any] = {}
-        for one in self.chained_optimizers:
+        for number, one in enumerate(self.chained_optimizers):
             one.init_state_fn(one.optimizer, one.config)
             pairs = list(_weights(one))
             homes = get_param_id_to_sharded_param_map(
@@ -116,7 +116,7 @@ class LayerwiseOptimizer(ChainedOptimizer):
                     raise ValueError(f"a parameter {tuple(weight.shape)} has no sharded tensor")
                 home = replace(homes[index], replica_id=_owner(homes[index].replica_id))
                 for key, value in _tensors(one, weight, master):
-                    states[f"{key}.{home.key}"] = make_sharded_optimizer_tensor(
+                    states[f"{number}.{index}.{key}"] = make_sharded_optimizer_tensor(
                         home, value, prefix=f"optimizer.state.{key}"
                     )
         return {"layerwise": states, "adam_step": self._adam_step()}
@@ -126,13 +126,12 @@ class LayerwiseOptimizer(ChainedOptimizer):
         if not isinstance(state_dict, dict) or "layerwise" not in state_dict:
             super().load_state_dict(state_dict)
             return
-        # Loading fills the tensors in place or makes new ones; the order is the one given out.
-        loaded = iter(state_dict["layerwise"].values())
         with torch.no_grad():
-            for one in self.chained_optimizers:
-                for weight, master in _weights(one):
-                    for _, value in _tensors(one, weight, master):
-                        value.copy_(next(loaded))
+            for number, one in enumerate(self.chained_optimizers):
+                one.init_state_fn(one.optimizer, one.config)
+                for index, (weight, master) in enumerate(_weights(one)):
+                    for key, value in _tensors(one, weight, master):
+                        value.copy_(state_dict["layerwise"][f"{number}.{index}.{key}"])
                     if "step" in one.optimizer.state[master]:
                         one.optimizer.state[master]["step"].fill_(state_dict["adam_step"])
 

@@ -16,6 +16,7 @@ from typing import Callable, List, NoReturn, Tuple
 from loopmoe_train.config import run_file
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import LoopMoEError, RankLost, RunFailed
+from loopmoe_train.redact import redact, redact_output
 
 # How gloo, NCCL and torch's store say that a peer is silent or gone.
 _HUNG = ("Timed out waiting", "collective operation timeout", "Timed out after", "timed out after")
@@ -55,8 +56,8 @@ def _explain(error: Exception) -> Tuple[LoopMoEError, bool]:
 def _tell(error: LoopMoEError, lost_peer: bool) -> int:
     entry = dict(
         rank=int(os.environ.get("RANK", "0")),
-        what=error.what,
-        fix=error.fix,
+        what=redact(error.what),
+        fix=redact(error.fix),
         exit_code=error.exit_code,
         lost_peer=lost_peer,
         time=time.time(),
@@ -90,4 +91,5 @@ def leave(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    redact_output()
     leave(main(sys.argv[1:], _train))
