@@ -15,7 +15,10 @@ from loopmoe_train.data.dataset import DatasetInfo
 from loopmoe_train.errors import Refused
 
 # Changing these in a run folder that has checkpoints is a continuation, not another run.
-_FREE = ("steps", "eval_interval", "eval_batches", "observe", "checkpoint", "launcher", "optim")
+_FREE = (
+    "steps", "eval_interval", "eval_batches", "observe", "checkpoint", "launcher", "optim",
+    "cluster", "parallel", "memory", "micro_batch_size",
+)  # fmt: skip
 
 
 def check_machine(run: RunConfig) -> None:

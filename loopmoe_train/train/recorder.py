@@ -112,7 +112,7 @@ class Recorder:
         run, step = self.state.run, self.state.step
         if self.first_step_s is None and START_VARIABLE in os.environ:
             self.first_step_s = time.time() - float(os.environ[START_VARIABLE])
-        tokens = run.global_batch_size * run.sequence_length
+        tokens = result.samples * run.sequence_length
         self.speeds.append(tokens / step_s)
         if step % run.observe.log_interval and step != run.steps:
             return
