@@ -19,6 +19,7 @@ _FREE = (
     "steps", "eval_interval", "eval_batches", "observe", "checkpoint", "launcher", "optim",
     "cluster", "parallel", "memory", "micro_batch_size",
 )  # fmt: skip
+_FIXED = ("optim.kind",)  # Adam's states are of no use to Muon
 
 
 def check_machine(run: RunConfig) -> None:
@@ -77,7 +78,7 @@ def check_run_folder(run: RunConfig) -> None:
     changed = [
         f"{key} {old!r} -> {new!r}"
         for key, old, new in _differences(before, now)
-        if key.split(".")[0] not in _FREE
+        if key in _FIXED or key.split(".")[0] not in _FREE
     ]
     if changed:
         raise Refused(
