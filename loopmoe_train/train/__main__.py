@@ -28,6 +28,7 @@ _LOST = (
 
 def main(argv: List[str], body: Callable[[RunConfig], None]) -> int:
     """Run ``body`` on the run named by ``--run``; returns the exit code."""
+    redact_output()
     try:
         if len(argv) != 2 or argv[0] != "--run":
             raise RunFailed("usage: python -m loopmoe_train.train --run RUN/run.yaml")
@@ -91,5 +92,4 @@ def leave(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    redact_output()
     leave(main(sys.argv[1:], _train))
