@@ -34,7 +34,7 @@ _OTHER_NAMES = {
     "dropout": "model.hidden_dropout",
 }
 
-_LISTS = ("data.source", "memory.recompute_modules")
+_LISTS = ("data.source", "data.validation", "memory.recompute_modules")
 
 
 def compose(overrides: Sequence[str]) -> RunConfig:

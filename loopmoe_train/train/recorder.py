@@ -16,8 +16,9 @@ import torch.distributed as dist
 from loopmoe_train.config import run_file
 from loopmoe_train.device.accelerator import accel
 from loopmoe_train.errors import LoopMoEError
-from loopmoe_train.evaluation.perplexity import Validation
+from loopmoe_train.evaluation.perplexity import Validations
 from loopmoe_train.evaluation.probe import training_routing
+from loopmoe_train.observe.metrics import set_key
 from loopmoe_train.observe.progress import Progress
 from loopmoe_train.observe.routing import RoutingProbe, write_probe
 from loopmoe_train.observe.sinks import JsonlSink, MultiSink, Sink, WandbSink
@@ -40,6 +41,7 @@ class Recorder:
     def __init__(self, state: TrainState, text: Text, restored: Optional[Path]) -> None:
         run = state.run
         self.state = state
+        self.text = text
         self.folder = run_file.run_dir(run)
         self.main = dist.get_rank() == 0
         self.stop_signal: Optional[str] = None
@@ -82,6 +84,9 @@ class Recorder:
             f"{run.model.name}: {total:.2f}M parameters, {active:.2f}M used per token, "
             f"{self.flops_per_token / 1e6:.1f} MFLOPs per training token"
         )
+        samples = run.steps * run.global_batch_size
+        for line in self.text.mixture.describe(samples, run.sequence_length):
+            self.note(line)
         if restored:
             self.note(f"continues from {restored} (step {self.state.step})")
 
@@ -128,19 +133,22 @@ class Recorder:
         self.progress.train(record)
 
     def validation(
-        self, result: Validation, routing: RoutingProbe, gates: Dict[str, float]
+        self, result: Validations, routing: RoutingProbe, gates: Dict[str, float]
     ) -> None:
         """Record one validation and its probe."""
-        self.summary["val_loss"] = result.loss
-        self.summary["val_bits_per_byte"] = result.bits_per_byte
+        self.summary["val_loss"] = result.whole.loss
+        self.summary["val_bits_per_byte"] = result.whole.bits_per_byte
         if not self.main:
             return
         record = dict(
             step=self.state.step,
             elapsed_s=self.elapsed_s,
-            val_loss=result.loss,
-            val_bits_per_byte=result.bits_per_byte,
+            val_loss=result.whole.loss,
+            val_bits_per_byte=result.whole.bits_per_byte,
         )
+        for name, one in result.sets.items():
+            record[set_key(name, "loss")] = one.loss
+            record[set_key(name, "bits_per_byte")] = one.bits_per_byte
         self.sinks.write({**record, **gates})
         if self.routing is not None:
             write_probe(self.routing, routing)

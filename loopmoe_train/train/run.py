@@ -126,7 +126,7 @@ def _identity(run: RunConfig, text: Text) -> Dict[str, Any]:
         seed=run.seed,
         sequence_length=run.sequence_length,
         global_batch_size=run.global_batch_size,
-        dataset=text.fingerprint,
+        dataset=text.identity,
         tokenizer=text.tokenizer.fingerprint,
     )
 
@@ -149,7 +149,7 @@ def _loop(state: TrainState, text: Text, recorder: Recorder, stop: StopRequest) 
 def evaluate(state: TrainState, text: Text, recorder: Recorder) -> None:
     """Validation loss, bits per byte, and the routing probe."""
     result = validate(state.run, state.model, text.valid, text.token_bytes)
-    routing, gates = probe(state.run, state.model, text.valid, state.step)
+    routing, gates = probe(state.run, state.model, text.probe, state.step)
     recorder.validation(result, routing, gates)
 
 
