@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Tuple
 
 from loopmoe_train.config.rules import dataset_names
 from loopmoe_train.config.schema import RunConfig
@@ -113,6 +113,8 @@ def ensure_mixture(config: RunConfig, console_print: Print) -> Mixture:
         Refused: as :func:`ensure_prepared` and :func:`open_mixture`, or a file is damaged.
     """
     if not config.data.mixture:
+        for path in config.data.validation:
+            _open(path, Path(config.data.path) / "tokenizer.model")  # before work is done in vain
         ensure_prepared(config, console_print)
     mixture = open_mixture(config)
     for info in (*(member.info for member in mixture.members), *mixture.extra.values()):
@@ -131,9 +133,8 @@ def open_mixture(config: RunConfig) -> Mixture:
     paths = [member.path for member in data.mixture] or [data.path]
     weights = [member.weight for member in data.mixture] or [1.0]
     names = dataset_names(config)
-    infos: List[DatasetInfo] = []
-    for path in (*paths, *data.validation):
-        infos.append(_open(path, infos[0] if infos else None))
+    infos = [_open(path, Path(paths[0]) / "tokenizer.model") for path in (*paths, *data.validation)]
+    _check_tokenizers(infos)
     _check_twins(infos)
     parts = parts_of(weights)
     for path, weight, part in zip(paths, weights, parts):
@@ -147,22 +148,27 @@ def open_mixture(config: RunConfig) -> Mixture:
     return Mixture(tuple(members), dict(zip(names[len(paths) :], infos[len(paths) :])))
 
 
-def _open(path: str, first: Optional[DatasetInfo]) -> DatasetInfo:
-    """The dataset in ``path``, tokenised as ``first`` is."""
+def _open(path: str, tokenizer: Path) -> DatasetInfo:
+    """The dataset in ``path``; ``tokenizer`` is the one to make it with if there is none."""
     info = load_dataset(Path(path))
     if info is None:
-        given = f" tokenizer.path={first.tokenizer_path}" if first else ""
+        given = f" tokenizer.path={tokenizer}" if tokenizer.parent != Path(path) else ""
         raise Refused(
             f"{path}: no prepared dataset",
             f"prepare it with `loopmoe data data.source=TEXTS data.path={path}{given}`",
         )
-    if first is not None and info.tokenizer_fingerprint != first.tokenizer_fingerprint:
-        raise Refused(
-            f"{first.path} and {path} have different tokenizers "
-            f"({first.tokenizer_fingerprint[:12]} and {info.tokenizer_fingerprint[:12]})",
-            f"prepare {path} again with tokenizer.path={first.tokenizer_path} and --force",
-        )
     return info
+
+
+def _check_tokenizers(infos: List[DatasetInfo]) -> None:
+    first = infos[0]
+    for info in infos[1:]:
+        if info.tokenizer_fingerprint != first.tokenizer_fingerprint:
+            raise Refused(
+                f"{first.path} and {info.path} have different tokenizers "
+                f"({first.tokenizer_fingerprint[:12]} and {info.tokenizer_fingerprint[:12]})",
+                f"prepare {info.path} again with tokenizer.path={first.tokenizer_path} and --force",
+            )
 
 
 def _check_twins(infos: List[DatasetInfo]) -> None:
