@@ -46,7 +46,8 @@ _AT_LEAST_ONE = (
 ).split()
 
 _AT_LEAST_ZERO = (
-    "seed eval_interval eval_batches model.body_layers model.suffix_layers model.dense_layers "
+    "seed batch_ramp_samples eval_interval eval_batches "
+    "model.body_layers model.suffix_layers model.dense_layers "
     "model.moe.num_shared_experts model.moe.expert_bias_update_rate model.moe.aux_loss_coeff "
     "model.moe.z_loss_coeff optim.warmup_steps optim.weight_decay optim.clip_grad optim.min_lr "
     "checkpoint.interval checkpoint.keep observe.sample_tokens"
@@ -161,6 +162,17 @@ def _batch(config: RunConfig) -> Problems:
             f"data-parallel ranks = {config.micro_batch_size} x {config.cluster.devices}: "
             f"use {max(1, round(config.global_batch_size / per_pass)) * per_pass}"
         )
+    first = config.batch_ramp_from
+    if first is not None:
+        if first < 1 or first % per_pass or config.global_batch_size % first:
+            yield (
+                f"batch_ramp_from={first} must be a multiple of {per_pass} (micro_batch_size x "
+                f"data-parallel ranks) and divide global_batch_size={config.global_batch_size}"
+            )
+        if config.batch_ramp_samples < 1:
+            yield "batch_ramp_from needs batch_ramp_samples=N, the samples over which it grows"
+    elif config.batch_ramp_samples:
+        yield "batch_ramp_samples needs batch_ramp_from=N, the batch size to begin with"
     if config.optim.min_lr > config.optim.lr:
         yield f"optim.min_lr={config.optim.min_lr} is above optim.lr={config.optim.lr}: lower it"
     if config.optim.warmup_steps >= config.steps:

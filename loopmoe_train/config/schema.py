@@ -169,6 +169,7 @@ class CheckpointConfig:
 
     interval: int = 0  # steps between checkpoints; 0: only at the end
     keep: int = 2
+    background: bool = True  # the step goes on while files are written; false: it waits
     resume: str = "auto"  # auto: newest valid one of this run folder | none | a step-<n> folder
 
 
@@ -203,6 +204,8 @@ class RunConfig:
     sequence_length: int = 256
     micro_batch_size: int = 4
     global_batch_size: int = 8  # sequences per optimizer step over all ranks
+    batch_ramp_from: Optional[int] = None  # smaller batch to begin with; null: no ramp
+    batch_ramp_samples: int = 0  # samples over which it grows to global_batch_size
     precision: str = "fp32"  # fp32 | bf16
     eval_interval: int = 90  # 0: only at the end
     eval_batches: int = 60  # global batches per validation set; 0: the whole of it

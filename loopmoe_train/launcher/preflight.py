@@ -17,6 +17,7 @@ from loopmoe_train.errors import Refused
 # Changing these in a run folder that has checkpoints is a continuation, not another run.
 _FREE = (
     "steps", "eval_interval", "eval_batches", "observe", "checkpoint", "launcher", "optim",
+    "cluster", "parallel", "memory", "micro_batch_size",
     "data.validation",
 )  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Any, Dict
 
 import torch.distributed as dist
 
-from loopmoe_train.checkpoint import store
+from loopmoe_train.checkpoint.manifest import newest
 from loopmoe_train.config.run_file import run_dir
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.device.accelerator import select
@@ -19,7 +19,7 @@ from loopmoe_train.errors import Refused
 from loopmoe_train.evaluation.perplexity import Validations, validate
 from loopmoe_train.parallel import groups
 from loopmoe_train.train.__main__ import leave, main
-from loopmoe_train.train.run import build, restore
+from loopmoe_train.train.run import build, checkpoints, restore
 from loopmoe_train.train.stop import end_with_parent
 from loopmoe_train.train.text import Text, open_text
 
@@ -37,7 +37,7 @@ def evaluate(run: RunConfig) -> None:
         Refused: there is no checkpoint, or it does not fit.
     """
     end_with_parent()
-    if store.newest(run_dir(run) / "checkpoints") is None:
+    if newest(checkpoints(run)) is None:
         raise Refused(f"{run_dir(run)} has no checkpoint", "train it, or let the training save")
     run.checkpoint.resume, run.eval_batches = "auto", 0
     select(run.cluster.device)

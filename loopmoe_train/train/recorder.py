@@ -23,6 +23,7 @@ from loopmoe_train.observe.progress import Progress
 from loopmoe_train.observe.routing import RoutingProbe, write_probe
 from loopmoe_train.observe.sinks import JsonlSink, MultiSink, Sink, WandbSink
 from loopmoe_train.spec.arithmetic import parameters, train_flops_per_token
+from loopmoe_train.spec.batch import total_samples
 from loopmoe_train.train.peak import peak_flops
 from loopmoe_train.train.step import StepResult, TrainState
 from loopmoe_train.train.text import Text
@@ -84,8 +85,7 @@ class Recorder:
             f"{run.model.name}: {total:.2f}M parameters, {active:.2f}M used per token, "
             f"{self.flops_per_token / 1e6:.1f} MFLOPs per training token"
         )
-        samples = run.steps * run.global_batch_size
-        for line in self.text.mixture.describe(samples, run.sequence_length):
+        for line in self.text.mixture.describe(total_samples(run), run.sequence_length):
             self.note(line)
         if restored:
             self.note(f"continues from {restored} (step {self.state.step})")
@@ -110,7 +110,7 @@ class Recorder:
         run, step = self.state.run, self.state.step
         if self.first_step_s is None and START_VARIABLE in os.environ:
             self.first_step_s = time.time() - float(os.environ[START_VARIABLE])
-        tokens = run.global_batch_size * run.sequence_length
+        tokens = result.samples * run.sequence_length
         self.speeds.append(tokens / step_s)
         if step % run.observe.log_interval and step != run.steps:
             return

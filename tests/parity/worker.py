@@ -92,6 +92,18 @@ def samples(run: RunConfig, first: int, count: int) -> Batch:
     return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), mask, positions, None)
 
 
+def join() -> None:
+    """Join the default group of this launch."""
+    select("cpu")
+    dist.init_process_group(
+        "gloo",
+        init_method=os.environ["LOOPMOE_RENDEZVOUS"],
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=timedelta(seconds=120),
+    )
+
+
 def run_cases(cases: List[Dict[str, Any]]) -> Dict[str, Any]:
     """Train every case in turn.
 
@@ -101,14 +113,7 @@ def run_cases(cases: List[Dict[str, Any]]) -> Dict[str, Any]:
     Returns:
         By name: losses, norms, and gradients, weights and router biases by unique name.
     """
-    select("cpu")
-    dist.init_process_group(
-        "gloo",
-        init_method=os.environ["LOOPMOE_RENDEZVOUS"],
-        rank=int(os.environ["RANK"]),
-        world_size=int(os.environ["WORLD_SIZE"]),
-        timeout=timedelta(seconds=120),
-    )
+    join()
     results = {}
     for case in cases:
         run = golden([f"cluster.devices={dist.get_world_size()}", *case["overrides"]])
@@ -176,7 +181,7 @@ def _train(run: RunConfig, steps: int) -> Dict[str, Any]:
         for name, buffer in bare(state.model[0]).named_buffers()
         if name.endswith("expert_bias")
     }
-    weights = {k: v for k, v in _named(state, lambda p: p.data).items()}
+    weights = {k: v for k, v in named(state, lambda p: p.data).items()}
     return dict(losses=losses, norms=norms, gradients=gradients, bias=bias, weights=weights)
 
 
@@ -187,14 +192,14 @@ def _capture_gradients(state: TrainState) -> Dict[str, torch.Tensor]:
 
     def prepare_and_capture() -> bool:
         if not captured:
-            captured.update(_named(state, lambda p: p.main_grad))
+            captured.update(named(state, lambda p: p.main_grad))
         return prepare()
 
     state.optimizer.prepare_grads = prepare_and_capture  # type: ignore[method-assign]
     return captured
 
 
-def _named(state: TrainState, pick: Any) -> Dict[str, torch.Tensor]:
+def named(state: TrainState, pick: Any) -> Dict[str, torch.Tensor]:
     """Full tensors by unique name: shards of the distributed optimizer and experts joined."""
     owned = _owned_ranges(state)
     prefixes = layer_names(state.run)
