@@ -6,6 +6,7 @@ usage: loopmoe train [GROUP=PRESET ...] [setting=value ...]
   loopmoe train model=vanilla_tiny name=twin      its non-looped twin
   loopmoe train experiment=smoke                  a minute, to see that everything works
   loopmoe train data.source=~/texts data.path=datasets/texts name=texts
+  loopmoe train 'data.mixture=[{path:datasets/web,weight:3},{path:datasets/code,weight:1}]'
 
 Groups: model parallel cluster data tokenizer optim memory checkpoint observe launcher
 experiment. The composed run is written to runs/<name>/run.yaml; the same command continues
@@ -24,14 +25,14 @@ def run(argv: List[str]) -> int:
     os.environ["LOOPMOE_STARTED"] = str(time.time())
     from loopmoe_train.config.compose import compose
     from loopmoe_train.config.run_file import run_dir, save
-    from loopmoe_train.data.prepare import ensure_prepared
+    from loopmoe_train.data.mixture import ensure_mixture
     from loopmoe_train.launcher.local import launch
     from loopmoe_train.launcher.preflight import check_machine, check_run_folder, check_text
 
     config = compose(argv)
     check_machine(config)
     check_run_folder(config)
-    check_text(config, ensure_prepared(config, print))
+    check_text(config, ensure_mixture(config, print))
     save(config, run_dir(config) / "run.yaml")
     launch(config)
 

@@ -7,6 +7,8 @@ them all. Rules see only the configuration: no file, no device.
 from __future__ import annotations
 
 import difflib
+import math
+import os.path
 from typing import Callable, Iterator, List, Sequence
 
 from loopmoe_train.config.schema import RunConfig
@@ -225,13 +227,49 @@ def _memory(config: RunConfig) -> Problems:
         )
 
 
+def _mixture(config: RunConfig) -> Problems:
+    members, extra = config.data.mixture, config.data.validation
+    for number, member in enumerate(members):
+        where = f"data.mixture[{number}]"
+        if not member.path:
+            yield f"{where}: names no folder; write {{path:FOLDER,weight:NUMBER}}"
+        if not 0 < member.weight < math.inf:
+            yield f"{where} ({member.path}): weight={member.weight}: must be above 0"
+    if not all(extra):
+        yield "data.validation: names no folder; write data.validation=[FOLDER,...]"
+    folders = [os.path.realpath(path) for path in (*(m.path for m in members), *extra) if path]
+    for folder in dict.fromkeys(folders):
+        if folders.count(folder) > 1:
+            yield f"data.mixture and data.validation name {folder} twice: once is enough"
+    names = [name for name in dataset_names(config) if name]
+    for name in dict.fromkeys(names):
+        if names.count(name) > 1 and len(set(folders)) == len(folders):
+            yield (
+                f"two datasets are called {name!r}: tell them apart with "
+                "data.mixture=[{path:...,weight:...,name:...},...]"
+            )
+        if "/" in name:
+            yield f"data.mixture: name={name!r} must not hold a /"
+
+
+def dataset_names(config: RunConfig) -> List[str]:
+    """Names of the datasets of a run: those trained on, then those only evaluated."""
+    data = config.data
+    trained = [member.name or _last(member.path) for member in data.mixture] or [_last(data.path)]
+    return [*trained, *map(_last, data.validation)]
+
+
+def _last(path: str) -> str:
+    return os.path.basename(os.path.abspath(path)) if path else ""
+
+
 def _names(config: RunConfig) -> Problems:
     if not config.name or config.name in (".", "..") or "/" in config.name or "\0" in config.name:
         yield f"name={config.name!r}: must be one folder name"
 
 
 RULES: Sequence[Callable[[RunConfig], Problems]] = (
-    _choices, _sizes, _model, _batch, _parallel, _optimizer, _memory, _names,
+    _choices, _sizes, _model, _batch, _parallel, _optimizer, _memory, _mixture, _names,
 )  # fmt: skip
 
 

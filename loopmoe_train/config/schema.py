@@ -105,11 +105,24 @@ class ClusterConfig:
 
 
 @dataclass
+class MixtureMember:
+    """One prepared dataset of ``data.mixture``."""
+
+    path: str = ""  # its folder
+    weight: float = 1.0  # share of the samples, relative to the other members
+    name: Optional[str] = None  # in val/<name>/...; null: the folder's name
+
+
+@dataclass
 class DataConfig:
     """Corpus and packing."""
 
     source: List[str] = field(default_factory=lambda: ["python-stdlib"])
     path: str = "datasets/python-stdlib"  # folder of tokenizer, train.bin/.idx, valid.bin/.idx
+    # several prepared datasets to train on, instead of source and path; they share one tokenizer
+    mixture: List[MixtureMember] = field(default_factory=list)
+    # folders of further datasets whose validation split is evaluated apart
+    validation: List[str] = field(default_factory=list)
     valid_percent: float = 5.0  # share of documents held out, by a hash of their path
     eod_mask_loss: bool = False  # no loss for predicting the first token of the next document
     reset_attention_mask: bool = False  # attention and positions restart at document ends
@@ -123,6 +136,7 @@ class TokenizerConfig:
     kind: str = "bpe"  # bpe | unigram
     vocab_size: int = 4096
     train_bytes: int = 4_000_000  # text read for training the tokenizer
+    path: Optional[str] = None  # a tokenizer.model to take as it is; null: train one
 
 
 @dataclass
@@ -201,7 +215,7 @@ class RunConfig:
     batch_ramp_samples: int = 0  # samples over which it grows to global_batch_size
     precision: str = "fp32"  # fp32 | bf16
     eval_interval: int = 90  # 0: only at the end
-    eval_batches: int = 60  # global batches per validation; 0: the whole validation split
+    eval_batches: int = 60  # global batches per validation set; 0: the whole of it
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

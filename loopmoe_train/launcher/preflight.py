@@ -11,13 +11,14 @@ from typing import Any, Dict, Iterator, Tuple
 
 from loopmoe_train.config.run_file import load, run_dir
 from loopmoe_train.config.schema import RunConfig
-from loopmoe_train.data.dataset import DatasetInfo
+from loopmoe_train.data.mixture import Mixture
 from loopmoe_train.errors import Refused
 
 # Changing these in a run folder that has checkpoints is a continuation, not another run.
 _FREE = (
     "steps", "eval_interval", "eval_batches", "observe", "checkpoint", "launcher", "optim",
     "cluster", "parallel", "memory", "micro_batch_size",
+    "data.validation",
 )  # fmt: skip
 _FIXED = ("optim.kind",)  # Adam's states are of no use to Muon
 
@@ -78,7 +79,7 @@ def check_run_folder(run: RunConfig) -> None:
     changed = [
         f"{key} {old!r} -> {new!r}"
         for key, old, new in _differences(before, now)
-        if key in _FIXED or key.split(".")[0] not in _FREE
+        if key in _FIXED or (key.split(".")[0] not in _FREE and key not in _FREE)
     ]
     if changed:
         raise Refused(
@@ -93,22 +94,26 @@ def check_run_folder(run: RunConfig) -> None:
         )
 
 
-def check_text(run: RunConfig, text: DatasetInfo) -> None:
-    """Refuse a prepared dataset that this run cannot be trained on.
+def check_text(run: RunConfig, text: Mixture) -> None:
+    """Refuse prepared datasets that this run cannot be trained or measured on.
 
     Raises:
         Refused: too little text for one sample, or more token ids than the model has.
     """
-    for name, split in (("training", text.train), ("validation", text.valid)):
-        if split.tokens < run.sequence_length + 1:
+    trained = [member.info for member in text.members]
+    splits = [("training", info, info.train.tokens) for info in trained]
+    splits += [("validation", i, i.valid.tokens) for i in (*trained, *text.extra.values())]
+    for name, info, tokens in splits:
+        if tokens < run.sequence_length + 1:
             raise Refused(
-                f"sequence_length={run.sequence_length} but the {name} split of {text.path} has "
-                f"{split.tokens} tokens",
+                f"sequence_length={run.sequence_length} but the {name} split of {info.path} has "
+                f"{tokens} tokens",
                 "lower sequence_length, or give data.source more text",
             )
-    if run.model.vocab_size is not None and run.model.vocab_size < text.vocab_size:
+    vocab_size = text.tokenizer_of.vocab_size
+    if run.model.vocab_size is not None and run.model.vocab_size < vocab_size:
         raise Refused(
-            f"model.vocab_size={run.model.vocab_size} is below the tokenizer's {text.vocab_size}",
+            f"model.vocab_size={run.model.vocab_size} is below the tokenizer's {vocab_size}",
             "raise it, or leave it null",
         )
 

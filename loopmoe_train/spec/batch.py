@@ -16,3 +16,12 @@ def global_batch(run: RunConfig, consumed: int) -> int:
         return run.global_batch_size
     stages = run.global_batch_size // first
     return first * (1 + consumed * (stages - 1) // run.batch_ramp_samples)
+
+
+def total_samples(run: RunConfig) -> int:
+    """Samples consumed by all ``run.steps`` steps."""
+    consumed = step = 0
+    while step < run.steps and global_batch(run, consumed) != run.global_batch_size:
+        consumed += global_batch(run, consumed)
+        step += 1
+    return consumed + (run.steps - step) * run.global_batch_size

@@ -16,15 +16,17 @@ import torch.distributed as dist
 from loopmoe_train.config import run_file
 from loopmoe_train.device.accelerator import accel
 from loopmoe_train.errors import LoopMoEError
-from loopmoe_train.evaluation.perplexity import Validation
+from loopmoe_train.evaluation.perplexity import Validations
 from loopmoe_train.evaluation.probe import training_routing
 from loopmoe_train.observe.jsonl import last_steps
+from loopmoe_train.observe.metrics import set_key
 from loopmoe_train.observe.progress import Progress
 from loopmoe_train.observe.routing import RoutingProbe, write_probe
 from loopmoe_train.observe.sinks import JsonlSink, MultiSink, Sink, WandbSink
 from loopmoe_train.observe.tensorboard import TensorBoardSink
 from loopmoe_train.redact import redact
 from loopmoe_train.spec.arithmetic import parameters, train_flops_per_token
+from loopmoe_train.spec.batch import total_samples
 from loopmoe_train.train.peak import peak_flops
 from loopmoe_train.train.step import StepResult, TrainState
 from loopmoe_train.train.text import Text
@@ -43,6 +45,7 @@ class Recorder:
     def __init__(self, state: TrainState, text: Text, restored: Optional[Path]) -> None:
         run = state.run
         self.state = state
+        self.text = text
         self.folder = run_file.run_dir(run)
         self.main = dist.get_rank() == 0
         self.stop_signal: Optional[str] = None
@@ -89,6 +92,8 @@ class Recorder:
             f"{run.model.name}: {total:.2f}M parameters, {active:.2f}M used per token, "
             f"{self.flops_per_token / 1e6:.1f} MFLOPs per training token"
         )
+        for line in self.text.mixture.describe(total_samples(run), run.sequence_length):
+            self.note(line)
         if restored:
             self.note(f"continues from {restored} (step {self.state.step})")
 
@@ -135,19 +140,22 @@ class Recorder:
         self.progress.train(record)
 
     def validation(
-        self, result: Validation, routing: RoutingProbe, gates: Dict[str, float]
+        self, result: Validations, routing: RoutingProbe, gates: Dict[str, float]
     ) -> None:
         """Record one validation and its probe."""
-        self.summary["val_loss"] = result.loss
-        self.summary["val_bits_per_byte"] = result.bits_per_byte
+        self.summary["val_loss"] = result.whole.loss
+        self.summary["val_bits_per_byte"] = result.whole.bits_per_byte
         if not self.main:
             return
         record = dict(
             step=self.state.step,
             elapsed_s=self.elapsed_s,
-            val_loss=result.loss,
-            val_bits_per_byte=result.bits_per_byte,
+            val_loss=result.whole.loss,
+            val_bits_per_byte=result.whole.bits_per_byte,
         )
+        for name, one in result.sets.items():
+            record[set_key(name, "loss")] = one.loss
+            record[set_key(name, "bits_per_byte")] = one.bits_per_byte
         self.sinks.write({**record, **gates})
         if self.routing is not None:
             write_probe(self.routing, routing)

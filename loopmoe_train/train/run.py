@@ -148,7 +148,7 @@ def _identity(run: RunConfig, text: Text) -> Dict[str, Any]:
         sequence_length=run.sequence_length,
         global_batch_size=run.global_batch_size,
         batch_ramp=[run.batch_ramp_from, run.batch_ramp_samples],
-        dataset=text.fingerprint,
+        dataset=text.identity,
         tokenizer=text.tokenizer.fingerprint,
     )
 
@@ -176,7 +176,7 @@ def _loop(
 def evaluate(state: TrainState, text: Text, recorder: Recorder) -> None:
     """Validation loss, bits per byte, and the routing probe."""
     result = validate(state.run, state.model, text.valid, text.token_bytes)
-    routing, gates = probe(state.run, state.model, text.valid, state.step)
+    routing, gates = probe(state.run, state.model, text.probe, state.step)
     recorder.validation(result, routing, gates)
 
 
