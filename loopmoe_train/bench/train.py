@@ -51,13 +51,13 @@ def core_step(run: RunConfig, model: List[Any], optimizer: Any) -> None:
     batches = (
         synthetic(run, (index * ranks + rank) * run.micro_batch_size, run.micro_batch_size)
         .to(accel.current_device())
-        for index in range(micro_steps(run))
+        for index in range(micro_steps(run, run.global_batch_size))
     )  # fmt: skip
     outputs = get_forward_backward_func()(
         forward_step_func=forward_step,
         data_iterator=batches,
         model=model,
-        num_microbatches=micro_steps(run),
+        num_microbatches=micro_steps(run, run.global_batch_size),
         seq_length=run.sequence_length,
         micro_batch_size=run.micro_batch_size,
         forward_only=False,

@@ -1,88 +1,178 @@
-"""What a checkpoint holds on each rank: weights, optimizer, schedule, random numbers, position."""
+"""What a checkpoint holds, in megatron-core's terms, named by unique layer.
+
+Model and optimizer describe themselves as core's sharded tensors (``sharded_state_dict``, the
+distributed optimizer as ``fully_reshardable``), so that any layout can read what another wrote.
+Random states belong to a rank and fit the same layout only.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Dict, List
+import io
+import pickle
+from dataclasses import dataclass
+from typing import Any, Dict, List, Tuple
 
 import torch
-from megatron.core.optimizer import ChainedOptimizer
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+import torch.distributed as dist
+from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace, merge, nested_values
+from megatron.core.dist_checkpointing.mapping import (
+    ShardedObject,
+    ShardedTensor,
+    apply_factory_merges,
+    is_main_replica,
+)
+from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess, save_preprocess
+from megatron.core.dist_checkpointing.utils import extract_sharded_base
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+from torch import Tensor
 
+from loopmoe_train.checkpoint.tensors import Shard
 from loopmoe_train.device.accelerator import accel
 from loopmoe_train.model.build import bare, unique_name
 
+_METADATA = {
+    "distrib_optim_sharding_type": "fully_reshardable",
+    "chained_optim_avoid_prefix": True,
+    "non_homogeneous_layers": True,
+}
+_RANDOM = "random"
 
-def capture(
-    model: List[Any],
-    optimizer: ChainedOptimizer,
-    scheduler: OptimizerParamScheduler,
-    prefixes: Dict[str, str],
-    position: Dict[str, int],
-) -> Dict[str, Any]:
-    """This rank's state; weights are named by unique layer.
+
+@dataclass
+class Trained:
+    """The objects whose state is kept.
+
+    Attributes:
+        prefixes: from ``layer_names``: visits that own weights -> unique layers.
+    """
+
+    model: List[Any]
+    optimizer: Any
+    scheduler: OptimizerParamScheduler
+    prefixes: Dict[str, str]
+
+
+def capture(trained: Trained, position: Dict[str, int]) -> Tuple[List[Shard], bytes]:
+    """This rank's shards, copied to the host, and the state that all ranks share, as bytes.
+
+    A collective call: the distributed optimizer gathers what its ranks hold.
 
     Args:
-        prefixes: from ``layer_names``.
         position: step and consumed samples.
     """
-    return {
-        "model": [
-            {unique_name(k, prefixes): v for k, v in bare(chunk).state_dict().items()
-             if isinstance(v, torch.Tensor)}
-            for chunk in model
-        ],
-        "optimizer": [_optimizer_state(part) for part in optimizer.chained_optimizers],
-        "scheduler": scheduler.state_dict(),
-        "rng": {
-            "host": torch.get_rng_state(),
-            "device": accel.rng_state(),
-            "tracker": dict(get_cuda_rng_tracker().get_states()),
-        },
-        "position": position,
-    }  # fmt: skip
+    described = _described(trained, is_loading=False)
+    described["scheduler"] = trained.scheduler.state_dict()
+    described["position"] = position
+    sharded, common = save_preprocess(described, validate_access_integrity=False)
+    shards = [
+        Shard(part.key, tuple(part.global_offset), tuple(part.global_shape), _host(part.data))
+        for part in nested_values(sharded)
+        if isinstance(part, ShardedTensor) and is_main_replica(part.replica_id)
+    ]
+    shards += [
+        Shard(f"{_RANDOM}/{dist.get_rank()}/{name}", (0,) * value.dim(), tuple(value.shape),
+              _host(value))
+        for name, value in _random_states().items()
+    ]  # fmt: skip
+    buffer = io.BytesIO()
+    torch.save(common, buffer)
+    return shards, buffer.getvalue()
 
 
-def restore(
-    state: Dict[str, Any],
-    model: List[Any],
-    optimizer: ChainedOptimizer,
-    scheduler: OptimizerParamScheduler,
-    prefixes: Dict[str, str],
-) -> Dict[str, int]:
-    """Put a captured state back; returns the position."""
-    for chunk, saved in zip(model, state["model"]):
-        module = bare(chunk)
-        named = {k: saved[unique_name(k, prefixes)] for k, v in module.state_dict().items()
-                 if isinstance(v, torch.Tensor)}  # fmt: skip
-        # Core leaves non-tensor "_extra_state" entries, which hold nothing here.
-        missing, unexpected = module.load_state_dict(named, strict=False)
-        real = [k for k in missing if not k.endswith("_extra_state")]
-        if real or unexpected:
-            raise RuntimeError(f"weights do not fit: missing {real}, unexpected {unexpected}")
-    for part, saved in zip(optimizer.chained_optimizers, state["optimizer"]):
-        _restore_optimizer(part, saved)
-    scheduler.load_state_dict(state["scheduler"])
-    torch.set_rng_state(state["rng"]["host"])
-    accel.set_rng_state(state["rng"]["device"])
-    get_cuda_rng_tracker().set_states(state["rng"]["tracker"])
-    return state["position"]
+class Restore:
+    """Two steps, so that nothing is touched before every rank has read all it needs."""
+
+    def __init__(self, trained: Trained) -> None:
+        self._trained = trained
+        described, self._local, self._factories = load_preprocess(
+            _described(trained, is_loading=True)
+        )
+        self._wanted, _ = extract_sharded_base(described)
+
+    def wanted(self) -> List[ShardedTensor]:
+        """The parts of global tensors that this rank needs."""
+        return [part for part in nested_values(self._wanted) if isinstance(part, ShardedTensor)]
+
+    def apply(
+        self, common: bytes, read: Dict[int, Tensor], random: Dict[str, Tensor]
+    ) -> Dict[str, int]:
+        """Put the state back; returns the position.
+
+        Args:
+            common: bytes that :func:`capture` made, verified.
+            read: ``id`` of a wanted part -> its tensor.
+            random: random states of this rank, {} where the layout is another one.
+
+        Raises:
+            RuntimeError: the state does not fit the model.
+        """
+        state = load_common(common)
+        dict_list_map_inplace(lambda part: read[id(part)], self._wanted)
+        merge(state, self._local)
+        merge(state, apply_factory_merges(self._wanted, self._factories))
+        trained = self._trained
+        for index, chunk in enumerate(trained.model):
+            missing, unexpected = bare(chunk).load_state_dict(state[f"model{index}"], strict=False)
+            # Core leaves non-tensor "_extra_state" entries, which hold nothing here.
+            real = [name for name in missing if not name.endswith("_extra_state")]
+            if real or unexpected:
+                raise RuntimeError(f"weights do not fit: missing {real}, unexpected {unexpected}")
+        trained.optimizer.load_state_dict(state["optimizer"])
+        trained.scheduler.load_state_dict(state["scheduler"])
+        if random:
+            _set_random_states(random)
+        position: Dict[str, int] = state["position"]
+        return position
 
 
-def _optimizer_state(part: Any) -> Dict[str, Any]:
-    if isinstance(part, DistributedOptimizer):
-        shards = [part._get_main_param_and_optimizer_states(p) for p in _parameters(part)]
-        return {"common": part.state_dict(), "shards": shards}
-    return {"common": part.state_dict()}
+def load_common(content: bytes) -> Dict[str, Any]:
+    """Open ``common.pt``: plain values and tensors only, it never gets to run code.
+
+    Raises:
+        pickle.UnpicklingError: it holds something else.
+    """
+    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    if not isinstance(state, dict):
+        raise pickle.UnpicklingError("not a dictionary")
+    return state
 
 
-def _restore_optimizer(part: Any, saved: Dict[str, Any]) -> None:
-    part.load_state_dict(saved["common"])
-    for parameter, tensors in zip(_parameters(part), saved.get("shards", [])):
-        part._set_main_param_and_optimizer_states(parameter, tensors)
+def random_keys(rank: int) -> str:
+    """Prefix of the names of one rank's random states."""
+    return f"{_RANDOM}/{rank}/"
 
 
-def _parameters(part: DistributedOptimizer) -> List[torch.nn.Parameter]:
-    """Parameters of which this rank holds a shard, in the optimizer's order."""
-    return list(part.model_param_group_index_map)
+def _described(trained: Trained, is_loading: bool) -> Dict[str, Any]:
+    described: Dict[str, Any] = {}
+    weights: Dict[str, Any] = {}
+    for index, chunk in enumerate(trained.model):
+        mine = bare(chunk).sharded_state_dict(metadata=_METADATA)
+        mine = {name: part for name, part in mine.items() if not isinstance(part, ShardedObject)}
+        for part in mine.values():
+            part.key = unique_name(part.key, trained.prefixes)
+        described[f"model{index}"] = mine
+        weights |= {f"{index}.{name}": part for name, part in mine.items()}
+    described["optimizer"] = trained.optimizer.sharded_state_dict(
+        weights, is_loading=is_loading, metadata=_METADATA
+    )
+    return described
+
+
+def _host(tensor: Tensor) -> Tensor:
+    """A copy on the host, so that training can go on while it is written."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _random_states() -> Dict[str, Tensor]:
+    states = {"host": torch.get_rng_state(), "device": accel.rng_state()}
+    for name, state in get_cuda_rng_tracker().get_states().items():
+        states[f"tracker/{name}"] = state
+    return states
+
+
+def _set_random_states(states: Dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["host"])
+    accel.set_rng_state(states["device"])
+    tracked = {name[8:]: value for name, value in states.items() if name.startswith("tracker/")}
+    get_cuda_rng_tracker().set_states(tracked)

@@ -5,7 +5,8 @@ usage: loopmoe evaluate RUN [RUN ...] [--json FILE]
   loopmoe evaluate runs/loopmoe_tiny runs/vanilla_tiny
 
 Reads the newest checkpoint of each run folder on the layout it was trained on. gzip -9 of the
-same text stands beside it as a yardstick. The figures also go to RUN/evaluation.json.
+same text stands beside it as a yardstick. Where a run has several validation sets (data.mixture,
+data.validation) each stands below. The figures also go to RUN/evaluation.json.
 """
 
 from __future__ import annotations
@@ -49,9 +50,14 @@ def run(argv: List[str]) -> int:
 
 
 def _show(results: Dict[str, Any]) -> None:
-    width = max(map(len, results))
+    rows = []
+    for name, result in results.items():
+        rows.append((name, result))
+        rows += [(f"  {part}", {"step": result["step"], **figures})
+                 for part, figures in result.get("sets", {}).items()]  # fmt: skip
+    width = max(len(name) for name, _ in rows)
     print(f"{'':{width}}{'step':>8}{'tokens':>10}{'loss':>9}{'bits/byte':>11}{'gzip -9':>9}")
-    for name, row in results.items():
+    for name, row in rows:
         print(
             f"{name:{width}}{row['step']:8,}{row['tokens']:10,}{row['loss']:9.4f}"
             f"{row['bits_per_byte']:11.4f}{row['gzip9_bits_per_byte']:9.4f}"

@@ -82,6 +82,10 @@ def _print_headline(runs: Sequence[RunData]) -> None:
     columns = [dict(one.headline()) for one in runs]
     for name in SHORT:
         table.add_row(name, *(Text(column[name]) for column in columns))
+    sets = [one.set_bits() for one in runs]
+    for name in dict.fromkeys(name for one in sets for name in one):
+        cells = (f"{one[name]:.4f}" if name in one else "not measured" for one in sets)
+        table.add_row(Text(f"validation bits/byte: {name}"), *map(Text, cells))
     Console(highlight=False).print(table)
 
 

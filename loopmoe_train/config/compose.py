@@ -34,7 +34,11 @@ _OTHER_NAMES = {
     "dropout": "model.hidden_dropout",
 }
 
+<<<<<<< HEAD
 _LISTS = ("data.source", "memory.recompute_modules", "launcher.arguments")
+=======
+_LISTS = ("data.source", "data.validation", "memory.recompute_modules")
+>>>>>>> main
 
 
 def compose(overrides: Sequence[str]) -> RunConfig:
@@ -94,11 +98,14 @@ def _refused(error: Exception) -> Refused:
     unknown = re.search(r"Could not override '([^']+)'", text) or re.search(
         r"Key '([^']+)' (?:is )?not in", text
     )
-    if unknown:
+    settings = _paths(RunConfig())
+    if unknown and unknown.group(1) not in settings:
         key = unknown.group(1)
-        return Refused(f"{key}: there is no such setting", _suggest(key, _paths(RunConfig())))
+        return Refused(f"{key}: there is no such setting", _suggest(key, settings))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     cause = error.__cause__ or error.__context__
+    if unknown and cause is not None:  # a known setting, but something inside its value is not
+        lines = [f"{unknown.group(1)}: {str(cause).splitlines()[0]}"]
     if cause is not None and "merging override" in lines[0]:
         lines.append(str(cause).splitlines()[0])
     return Refused(

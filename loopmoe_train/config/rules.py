@@ -7,6 +7,8 @@ them all. Rules see only the configuration: no file, no device.
 from __future__ import annotations
 
 import difflib
+import math
+import os.path
 from typing import Callable, Iterator, List, Sequence
 
 from loopmoe_train.config.schema import RunConfig
@@ -26,6 +28,7 @@ _CHOICES = {
     "model.loop.gate": ("vector", "scalar"),
     "cluster.device": ("cpu", "cuda", "npu"),
     "tokenizer.kind": ("bpe", "unigram"),
+    "optim.kind": ("adamw", "muon"),
     "optim.schedule": ("cosine", "wsd", "constant"),
     "memory.recompute": ("none", "selective", "full"),
     "observe.wandb": ("off", "offline", "online"),
@@ -40,11 +43,12 @@ _AT_LEAST_ONE = (
     "model.attention.num_query_groups model.moe.num_experts model.moe.top_k "
     "model.moe.expert_hidden_size model.loop.iterations model.loop.iteration_code_size "
     "parallel.expert_parallel_size observe.log_interval launcher.threads_per_rank "
-    "tokenizer.train_bytes"
+    "tokenizer.train_bytes optim.newton_schulz_steps"
 ).split()
 
 _AT_LEAST_ZERO = (
-    "seed eval_interval eval_batches model.body_layers model.suffix_layers model.dense_layers "
+    "seed batch_ramp_samples eval_interval eval_batches "
+    "model.body_layers model.suffix_layers model.dense_layers "
     "model.moe.num_shared_experts model.moe.expert_bias_update_rate model.moe.aux_loss_coeff "
     "model.moe.z_loss_coeff optim.warmup_steps optim.weight_decay optim.clip_grad optim.min_lr "
     "checkpoint.interval checkpoint.keep observe.sample_tokens launcher.max_restarts"
@@ -82,10 +86,12 @@ def _sizes(config: RunConfig) -> Problems:
         if get(config, path) < 0:  # type: ignore[operator]
             yield f"{path}={get(config, path)}: must not be negative"
     for path in ("optim.lr", "optim.eps", "launcher.timeout_minutes", "model.init_std",
-                 "model.norm_epsilon", "model.attention.rotary_base"):  # fmt: skip
+                 "model.norm_epsilon", "model.attention.rotary_base", "optim.update_rms",
+                 ):  # fmt: skip
         if not get(config, path) > 0:  # type: ignore[operator]
             yield f"{path}={get(config, path)}: must be above 0"
-    for path in ("model.hidden_dropout", "model.attention_dropout", "optim.beta1", "optim.beta2"):
+    for path in ("model.hidden_dropout", "model.attention_dropout", "optim.beta1", "optim.beta2",
+                 "optim.momentum"):  # fmt: skip
         if not 0 <= get(config, path) < 1:  # type: ignore[operator]
             yield f"{path}={get(config, path)}: must be in [0, 1)"
     for path in ("model.vocab_size", "model.loop.bottleneck", "model.attention.q_lora_rank",
@@ -160,6 +166,17 @@ def _batch(config: RunConfig) -> Problems:
             f"data-parallel ranks = {config.micro_batch_size} x {config.cluster.devices}: "
             f"use {max(1, round(config.global_batch_size / per_pass)) * per_pass}"
         )
+    first = config.batch_ramp_from
+    if first is not None:
+        if first < 1 or first % per_pass or config.global_batch_size % first:
+            yield (
+                f"batch_ramp_from={first} must be a multiple of {per_pass} (micro_batch_size x "
+                f"data-parallel ranks) and divide global_batch_size={config.global_batch_size}"
+            )
+        if config.batch_ramp_samples < 1:
+            yield "batch_ramp_from needs batch_ramp_samples=N, the samples over which it grows"
+    elif config.batch_ramp_samples:
+        yield "batch_ramp_samples needs batch_ramp_from=N, the batch size to begin with"
     if config.optim.min_lr > config.optim.lr:
         yield f"optim.min_lr={config.optim.min_lr} is above optim.lr={config.optim.lr}: lower it"
     if config.optim.warmup_steps >= config.steps:
@@ -187,6 +204,21 @@ def _parallel(config: RunConfig) -> Problems:
         yield "parallel.overlap_param_gather needs parallel.overlap_grad_reduce=true"
 
 
+def _optimizer(config: RunConfig) -> Problems:
+    if config.optim.kind != "muon":
+        return
+    if not config.parallel.distributed_optimizer:
+        yield (
+            "optim.kind=muon spreads whole matrices over the data-parallel ranks: "
+            "set parallel.distributed_optimizer=true"
+        )
+    if config.parallel.overlap_param_gather:
+        yield (
+            "parallel.overlap_param_gather gathers shards of core's distributed optimizer, which "
+            "optim.kind=muon does not use: set it to false"
+        )
+
+
 def _memory(config: RunConfig) -> Problems:
     selective = config.memory.recompute == "selective"
     if selective != bool(config.memory.recompute_modules):
@@ -196,6 +228,7 @@ def _memory(config: RunConfig) -> Problems:
         )
 
 
+<<<<<<< HEAD
 def _launcher(config: RunConfig) -> Problems:
     if config.launcher.kind == "local" and config.launcher.arguments:
         yield "launcher.arguments are for launcher=torchrun or mpirun: leave them out"
@@ -204,6 +237,42 @@ def _launcher(config: RunConfig) -> Problems:
             f"launcher.heartbeat_seconds={config.launcher.heartbeat_seconds}: must be above 0.5 "
             "(a rank beats every 0.25 s)"
         )
+=======
+def _mixture(config: RunConfig) -> Problems:
+    members, extra = config.data.mixture, config.data.validation
+    for number, member in enumerate(members):
+        where = f"data.mixture[{number}]"
+        if not member.path:
+            yield f"{where}: names no folder; write {{path:FOLDER,weight:NUMBER}}"
+        if not 0 < member.weight < math.inf:
+            yield f"{where} ({member.path}): weight={member.weight}: must be above 0"
+    if not all(extra):
+        yield "data.validation: names no folder; write data.validation=[FOLDER,...]"
+    folders = [os.path.realpath(path) for path in (*(m.path for m in members), *extra) if path]
+    for folder in dict.fromkeys(folders):
+        if folders.count(folder) > 1:
+            yield f"data.mixture and data.validation name {folder} twice: once is enough"
+    names = [name for name in dataset_names(config) if name]
+    for name in dict.fromkeys(names):
+        if names.count(name) > 1 and len(set(folders)) == len(folders):
+            yield (
+                f"two datasets are called {name!r}: tell them apart with "
+                "data.mixture=[{path:...,weight:...,name:...},...]"
+            )
+        if "/" in name:
+            yield f"data.mixture: name={name!r} must not hold a /"
+
+
+def dataset_names(config: RunConfig) -> List[str]:
+    """Names of the datasets of a run: those trained on, then those only evaluated."""
+    data = config.data
+    trained = [member.name or _last(member.path) for member in data.mixture] or [_last(data.path)]
+    return [*trained, *map(_last, data.validation)]
+
+
+def _last(path: str) -> str:
+    return os.path.basename(os.path.abspath(path)) if path else ""
+>>>>>>> main
 
 
 def _names(config: RunConfig) -> Problems:
@@ -212,7 +281,11 @@ def _names(config: RunConfig) -> Problems:
 
 
 RULES: Sequence[Callable[[RunConfig], Problems]] = (
+<<<<<<< HEAD
     _choices, _sizes, _model, _batch, _parallel, _memory, _launcher, _names,
+=======
+    _choices, _sizes, _model, _batch, _parallel, _optimizer, _memory, _mixture, _names,
+>>>>>>> main
 )  # fmt: skip
 
 

@@ -87,7 +87,7 @@ class ParallelConfig:
     """Split of model and data over the ranks. Data-parallel size = devices / the rest."""
 
     expert_parallel_size: int = 1
-    distributed_optimizer: bool = True
+    distributed_optimizer: bool = True  # optimizer states are spread over data-parallel ranks
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
 
@@ -105,11 +105,24 @@ class ClusterConfig:
 
 
 @dataclass
+class MixtureMember:
+    """One prepared dataset of ``data.mixture``."""
+
+    path: str = ""  # its folder
+    weight: float = 1.0  # share of the samples, relative to the other members
+    name: Optional[str] = None  # in val/<name>/...; null: the folder's name
+
+
+@dataclass
 class DataConfig:
     """Corpus and packing."""
 
     source: List[str] = field(default_factory=lambda: ["python-stdlib"])
     path: str = "datasets/python-stdlib"  # folder of tokenizer, train.bin/.idx, valid.bin/.idx
+    # several prepared datasets to train on, instead of source and path; they share one tokenizer
+    mixture: List[MixtureMember] = field(default_factory=list)
+    # folders of further datasets whose validation split is evaluated apart
+    validation: List[str] = field(default_factory=list)
     valid_percent: float = 5.0  # share of documents held out, by a hash of their path
     eod_mask_loss: bool = False  # no loss for predicting the first token of the next document
     reset_attention_mask: bool = False  # attention and positions restart at document ends
@@ -123,12 +136,14 @@ class TokenizerConfig:
     kind: str = "bpe"  # bpe | unigram
     vocab_size: int = 4096
     train_bytes: int = 4_000_000  # text read for training the tokenizer
+    path: Optional[str] = None  # a tokenizer.model to take as it is; null: train one
 
 
 @dataclass
 class OptimConfig:
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
 
+    kind: str = "adamw"  # adamw | muon: Muon for matrices inside layers, AdamW for the rest
     lr: float = 4e-3
     min_lr: float = 4e-4
     schedule: str = "cosine"  # cosine | wsd | constant
@@ -139,6 +154,11 @@ class OptimConfig:
     beta2: float = 0.95
     eps: float = 1e-8
     clip_grad: float = 1.0  # 0: no clipping
+    # muon
+    momentum: float = 0.95
+    nesterov: bool = True
+    newton_schulz_steps: int = 5
+    update_rms: float = 0.2  # RMS of an update at lr=1; AdamW's is about that
 
 
 @dataclass
@@ -155,6 +175,7 @@ class CheckpointConfig:
 
     interval: int = 0  # steps between checkpoints; 0: only at the end
     keep: int = 2
+    background: bool = True  # the step goes on while files are written; false: it waits
     resume: str = "auto"  # auto: newest valid one of this run folder | none | a step-<n> folder
 
 
@@ -163,6 +184,7 @@ class ObserveConfig:
     """What the user sees while the run goes on and after it."""
 
     log_interval: int = 1
+    tensorboard: bool = False  # event files in the run folder's tensorboard/
     wandb: str = "off"  # off | offline | online
     wandb_project: str = "loopmoe"
     sample_prompt: str = "def "
@@ -197,9 +219,11 @@ class RunConfig:
     sequence_length: int = 256
     micro_batch_size: int = 4
     global_batch_size: int = 8  # sequences per optimizer step over all ranks
+    batch_ramp_from: Optional[int] = None  # smaller batch to begin with; null: no ramp
+    batch_ramp_samples: int = 0  # samples over which it grows to global_batch_size
     precision: str = "fp32"  # fp32 | bf16
     eval_interval: int = 90  # 0: only at the end
-    eval_batches: int = 60  # global batches per validation; 0: the whole validation split
+    eval_batches: int = 60  # global batches per validation set; 0: the whole of it
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

@@ -13,7 +13,8 @@ from typing import IO, Iterator
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Yield a binary stream whose content appears at ``path`` when the block ends without error.
 
-    An exception inside the block leaves ``path`` as it was and removes the temporary file.
+    An exception inside the block leaves ``path`` as it was and removes the temporary file. An
+    OSError that names no file (a full disk) gets the name of this one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
@@ -23,8 +24,10 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
     sync_folder(path.parent)
 

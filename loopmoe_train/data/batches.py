@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, List, Optional
+from typing import Any, List, Optional, Protocol, Sequence
 
 import numpy as np
 import torch
 
 from loopmoe_train.config.schema import DataConfig
 from loopmoe_train.data.indexed import IndexedReader
-from loopmoe_train.data.order import Piece, SampleOrder
+from loopmoe_train.data.interleave import Interleave
+from loopmoe_train.data.order import SampleOrder
 
 
 @dataclass
@@ -35,6 +36,13 @@ class Batch:
         )
 
 
+class Loader(Protocol):
+    """Gives any run of samples of a global order."""
+
+    def batch(self, first_sample: int, count: int) -> Batch:
+        """Samples ``first_sample`` to ``first_sample + count``."""
+
+
 def rank_slice(
     consumed: int, micro_step: int, micro_batch_size: int, dp_rank: int, dp_size: int
 ) -> range:
@@ -51,7 +59,7 @@ def rank_slice(
 
 
 class BatchLoader:
-    """Reads any run of samples; holds no position, so resuming needs no state.
+    """Reads any run of samples of one split; holds no position, so resuming needs no state.
 
     Args:
         reader: tokens of the split.
@@ -71,45 +79,71 @@ class BatchLoader:
         self.order = order
         self.config = config
 
+    def window(self, sample: int) -> List[np.ndarray]:
+        """Tokens of one sample, a piece per document: ``sequence_length + 1`` in all."""
+        return [self.reader.document(*piece) for piece in self.order.sample(sample)]
+
     def batch(self, first_sample: int, count: int) -> Batch:
         """Samples ``first_sample`` to ``first_sample + count`` of the global order."""
-        length = self.order.sequence_length
-        tokens = np.empty((count, length + 1), dtype=np.int64)
-        loss_mask = np.ones((count, length), dtype=np.float32)
-        positions = np.tile(np.arange(length, dtype=np.int64), (count, 1))
-        segments = np.zeros((count, length), dtype=np.int64)
-        for row in range(count):
-            pieces = self.order.sample(first_sample + row)
-            begin = 0
-            for number, piece in enumerate(pieces):
-                end = begin + piece.length
-                tokens[row, begin:end] = self.reader.document(*piece)
-                segments[row, begin:end] = number
-                if self.config.reset_attention_mask:
-                    positions[row, begin:end] -= begin
-                begin = end
-            if self.config.eod_mask_loss:
-                loss_mask[row, _last_inputs(pieces)] = 0.0
-        whole = torch.from_numpy(tokens)
-        return Batch(
-            tokens=whole[:, :-1].contiguous(),
-            labels=whole[:, 1:].contiguous(),
-            loss_mask=torch.from_numpy(loss_mask),
-            position_ids=torch.from_numpy(positions),
-            attention_mask=self._mask(torch.from_numpy(segments)),
-        )
-
-    def _mask(self, segments: torch.Tensor) -> Optional[torch.Tensor]:
-        """bool [b, 1, s, s] from segment numbers [b, s]: other documents and the future hidden."""
-        if not self.config.reset_attention_mask:
-            return None
-        length = segments.shape[1]
-        other = segments[:, :, None] != segments[:, None, :]
-        future = torch.ones(length, length, dtype=torch.bool).triu(1)
-        return (other | future)[:, None]
+        samples = range(first_sample, first_sample + count)
+        return collate([self.window(sample) for sample in samples], self.config)
 
 
-def _last_inputs(pieces: List[Piece]) -> List[int]:
-    """Positions whose label belongs to the next document: the ends of all pieces but the last."""
-    ends = np.cumsum([piece.length for piece in pieces[:-1]], dtype=np.int64)
-    return [int(end) - 1 for end in ends]
+class MixtureLoader:
+    """A loader over several splits; like :class:`BatchLoader` it holds no position.
+
+    Args:
+        loaders: of the members, each with an order of its own.
+        interleave: says which of them gives a sample.
+    """
+
+    def __init__(self, loaders: Sequence[BatchLoader], interleave: Interleave) -> None:
+        self.loaders = loaders
+        self.interleave = interleave
+
+    def window(self, sample: int) -> List[np.ndarray]:
+        """Tokens of one sample of the mixture, a piece per document."""
+        member, own = self.interleave.locate(sample)
+        return self.loaders[member].window(own)
+
+    def batch(self, first_sample: int, count: int) -> Batch:
+        """Samples ``first_sample`` to ``first_sample + count`` of the mixture."""
+        samples = range(first_sample, first_sample + count)
+        return collate([self.window(sample) for sample in samples], self.loaders[0].config)
+
+
+def collate(windows: Sequence[Sequence[np.ndarray]], config: DataConfig) -> Batch:
+    """Windows of equal length (each a list of pieces of documents) as one batch."""
+    length = sum(map(len, windows[0])) - 1
+    tokens = np.empty((len(windows), length + 1), dtype=np.int64)
+    loss_mask = np.ones((len(windows), length), dtype=np.float32)
+    positions = np.tile(np.arange(length + 1, dtype=np.int64), (len(windows), 1))
+    segments = np.zeros((len(windows), length + 1), dtype=np.int64)
+    for row, pieces in enumerate(windows):
+        begin = 0
+        for number, piece in enumerate(pieces):
+            end = begin + len(piece)
+            tokens[row, begin:end] = piece
+            segments[row, begin:end] = number
+            if config.reset_attention_mask:
+                positions[row, begin:end] -= begin
+            if config.eod_mask_loss and end <= length:
+                loss_mask[row, end - 1] = 0.0  # its label begins the next document
+            begin = end
+    whole = torch.from_numpy(tokens)
+    mask = torch.from_numpy(segments[:, :-1]) if config.reset_attention_mask else None
+    return Batch(
+        tokens=whole[:, :-1].contiguous(),
+        labels=whole[:, 1:].contiguous(),
+        loss_mask=torch.from_numpy(loss_mask),
+        position_ids=torch.from_numpy(positions[:, :-1]).contiguous(),
+        attention_mask=None if mask is None else _hidden(mask),
+    )
+
+
+def _hidden(segments: torch.Tensor) -> torch.Tensor:
+    """bool [b, 1, s, s] from segment numbers [b, s]: other documents and the future hidden."""
+    length = segments.shape[1]
+    other = segments[:, :, None] != segments[:, None, :]
+    future = torch.ones(length, length, dtype=torch.bool).triu(1)
+    return (other | future)[:, None]

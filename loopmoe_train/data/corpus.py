@@ -1,14 +1,14 @@
 """Corpus: where text comes from, which documents are held out, and a fingerprint of it all.
 
-A *source* is the word ``python-stdlib``, a folder, a ``.jsonl`` file, any other text file (one
-document), or a glob of these.
+A *source* is the word ``python-stdlib``, a folder, a record file (``.jsonl``, ``.jsonl.gz``,
+``.jsonl.zst``, ``.parquet``: a document per line or row), any other text file (one document), or
+a glob of these. A record file and its compressed form are the same documents to the fingerprint.
 """
 
 from __future__ import annotations
 
 import glob
 import hashlib
-import json
 import os
 import sysconfig
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ from typing import Callable, Container, Iterator, List, Sequence, Tuple
 
 import numpy as np
 
+from loopmoe_train.data.readers import plain_name, reader_of
 from loopmoe_train.errors import Refused, RunFailed
 
 PYTHON_STDLIB = "python-stdlib"
@@ -51,7 +52,7 @@ class Corpus:
         """Yield documents.
 
         Raises:
-            Refused: a source is missing, empty or unreadable, or a ``.jsonl`` line is bad.
+            Refused: a source is missing, empty, unreadable or damaged, or a record is bad.
         """
         if not self.sources:
             raise Refused(
@@ -67,7 +68,7 @@ class Corpus:
             if not found:
                 raise Refused(
                     f"data.source '{source}' holds no text",
-                    "point data.source at a folder, .txt or .jsonl file with utf-8 text",
+                    "point data.source at a folder, .txt, .jsonl or .parquet file with utf-8 text",
                 )
         self.skipped = skipped
 
@@ -179,22 +180,45 @@ def _read_source(source: str, skipped: List[str]) -> Iterator[Document]:
     path = Path(source).expanduser()
     matches = [path]
     if not path.exists() and glob.has_magic(source):
-        matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+        matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
     if not matches or not matches[0].exists():
         raise Refused(
             f"data.source '{source}' does not exist (looked from {os.getcwd()})",
-            f"give a folder, .txt, .jsonl, a glob of these, or '{PYTHON_STDLIB}'",
+            f"give a folder, .txt, .jsonl, .parquet, a glob of these, or '{PYTHON_STDLIB}'",
         )
     # a recursive glob such as '**' names folders beside the files in them
     files_only = len(matches) > 1 and "**" in source
-    for match in matches:
+    for whole, match in _in_order([(str(match), match) for match in matches]):
         if match.is_dir():
             if not files_only:
                 yield from _read_folder(match, skipped)
-        elif match.suffix == ".jsonl":
-            yield from _read_jsonl(match, match.name)
         else:
-            yield Document(match.name, _read_text(match))
+            yield from _read_file(match, Path(whole).name)
+
+
+def _in_order(found: List[Tuple[str, Path]]) -> List[Tuple[str, Path]]:
+    """(name, path) sorted by name, compression taken off the names.
+
+    Raises:
+        Refused: a record file is there twice, plain and compressed.
+    """
+    plain = sorted((plain_name(name), path) for name, path in found)
+    for (name, path), (next_name, twin) in zip(plain, plain[1:]):
+        if name == next_name:
+            raise Refused(
+                f"{path} and {twin} are the same documents by their name", "remove one of them"
+            )
+    return plain
+
+
+def _read_file(path: Path, name: str) -> Iterator[Document]:
+    """One file that must hold text."""
+    read = reader_of(path)
+    if read is None:
+        yield Document(name, _read_text(path))
+        return
+    for number, text in read(path):
+        yield Document(f"{name}:{number}", text)
 
 
 def _read_stdlib() -> Iterator[Document]:
@@ -207,8 +231,8 @@ def _read_stdlib() -> Iterator[Document]:
 
 def _read_folder(root: Path, skipped: List[str]) -> Iterator[Document]:
     for name, path in _walk(root):
-        if path.suffix == ".jsonl":
-            yield from _read_jsonl(path, name)
+        if reader_of(path) is not None:
+            yield from _read_file(path, name)
             continue
         try:
             text = path.read_bytes().decode("utf-8")
@@ -222,7 +246,7 @@ def _read_folder(root: Path, skipped: List[str]) -> Iterator[Document]:
 
 
 def _walk(root: Path, without: Container[str] = ()) -> List[Tuple[str, Path]]:
-    """Files below ``root`` as (posix path relative to it, path), sorted.
+    """Files below ``root`` as (posix path relative to it, path), in :func:`_in_order`.
 
     Hidden files and folders, and folders named in ``without``, are left out.
     """
@@ -235,45 +259,19 @@ def _walk(root: Path, without: Container[str] = ()) -> List[Tuple[str, Path]]:
             path = Path(folder, file)
             if not file.startswith(".") and path.is_file():
                 found.append((path.relative_to(root).as_posix(), path))
-    return sorted(found)
+    return _in_order(found)
 
 
 def _read_text(path: Path) -> str:
     # decoded from bytes, because text mode would turn CRLF into LF
     try:
-        return path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8")
     except OSError as error:
         raise Refused(f"cannot read {path}: {error.strerror}", "check its permissions") from None
     except UnicodeDecodeError as error:
         raise Refused(
             f"{path} is not utf-8 text (byte {error.start})", "convert it or leave it out"
         ) from None
-
-
-def _read_jsonl(path: Path, name: str) -> Iterator[Document]:
-    try:
-        with open(path, "rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    yield Document(f"{name}:{number}", _text_of_line(line, path, number))
-    except OSError as error:
-        raise Refused(f"cannot read {path}: {error.strerror}", "check its permissions") from None
-
-
-def _text_of_line(line: bytes, path: Path, number: int) -> str:
-    try:
-        record = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise _bad_line(path, number, f"is not a JSON object in utf-8 ({error})") from None
-    text = record.get("text") if isinstance(record, dict) else None
-    if not isinstance(text, str):
-        raise _bad_line(path, number, 'has no string field "text"')
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise _bad_line(path, number, "holds a lone surrogate, which utf-8 cannot store") from None
+    if "\0" in text:
+        raise Refused(f"{path} is binary, not text (it holds a zero byte)", "leave it out")
     return text
-
-
-def _bad_line(path: Path, number: int, why: str) -> Refused:
-    return Refused(f"{path} line {number} {why}", 'write one {"text": "..."} per line')

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, get_type_hints
 
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.data.atomic import atomic_write
-from loopmoe_train.data.indexed import IndexedReader, bin_path
+from loopmoe_train.data.indexed import IndexedReader
 from loopmoe_train.data.tokenizer import Tokenizer
 from loopmoe_train.errors import Refused
 
 FORMAT = 1
 SPLITS = ("train", "valid")
-_READ_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -72,10 +71,25 @@ class DatasetInfo:
 
 
 def dataset_settings(config: RunConfig) -> Dict[str, Any]:
-    """The settings that decide a dataset's content, by their names in the configuration."""
-    return {
+    """The settings that decide a dataset's content, by their names in the configuration.
+
+    Raises:
+        Refused: ``tokenizer.path`` names no tokenizer of ours.
+    """
+    corpus = {
         "data.source": list(config.data.source),
         "data.valid_percent": float(config.data.valid_percent),
+    }
+    if config.tokenizer.path is not None:
+        given = Tokenizer(Path(config.tokenizer.path))
+        return {
+            **corpus,
+            "tokenizer.kind": "given",
+            "tokenizer.vocab_size": given.vocab_size,
+            "tokenizer.fingerprint": given.fingerprint,
+        }
+    return {
+        **corpus,
         "tokenizer.kind": config.tokenizer.kind,
         "tokenizer.vocab_size": config.tokenizer.vocab_size,
         "tokenizer.train_bytes": config.tokenizer.train_bytes,
@@ -116,16 +130,37 @@ def load_dataset(path: Path) -> Optional[DatasetInfo]:
         content = json.loads(file.read_bytes())
         if content.pop("format") != FORMAT:
             raise ValueError("another format")
-        splits: Dict[str, Any] = {name: SplitInfo(**content.pop(name)) for name in SPLITS}
-        return DatasetInfo(path=str(path), **splits, **content)
+        splits = {name: _typed(SplitInfo, content.pop(name)) for name in SPLITS}
+        info: DatasetInfo = _typed(DatasetInfo, {"path": str(path), **splits, **content})
+        if type(info.settings["tokenizer.vocab_size"]) is not int:
+            raise ValueError("tokenizer.vocab_size is not a number")
+        return info
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
+        raise Refused(f"{file} is damaged (no {error})", "run `loopmoe data --force`") from None
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise Refused(f"{file} is damaged ({error})", "run `loopmoe data --force`") from None
 
 
-def check_dataset(info: DatasetInfo, hashes: bool = False) -> None:
-    """Compare the files with ``dataset.json``: sizes and the tokenizer, or also every byte.
+def _typed(kind: Any, content: Dict[str, Any]) -> Any:
+    """An instance of the dataclass ``kind`` whose values have the types it names."""
+    hints = get_type_hints(kind)
+    for item in fields(kind):
+        wanted = getattr(hints[item.name], "__origin__", hints[item.name])
+        if type(content[item.name]) is not wanted:
+            raise ValueError(f"{item.name} is {content[item.name]!r}"[:200])
+        if wanted is int and content[item.name] < 0:
+            raise ValueError(f"{item.name} is negative")
+    if kind is SplitInfo and not content["tokens"]:
+        raise ValueError("a split has no tokens")
+    return kind(**content)
+
+
+def check_dataset(info: DatasetInfo) -> None:
+    """Compare sizes and the tokenizer with ``dataset.json``: quick, whatever the size.
+
+    :mod:`loopmoe_train.data.verify` reads every byte.
 
     Raises:
         Refused: a file is missing or is not the one that was written, with its name.
@@ -137,14 +172,3 @@ def check_dataset(info: DatasetInfo, hashes: bool = False) -> None:
         reader = info.reader(name)
         if (reader.num_documents, reader.num_tokens) != (split.documents, split.tokens):
             raise Refused(f"{info.prefix(name)}.idx is not the one dataset.json names", fix)
-        file = bin_path(info.prefix(name))
-        if hashes and _sha256(file) != split.bin_sha256:
-            raise Refused(f"{file} has changed since it was written", fix)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(_READ_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

@@ -31,7 +31,8 @@ from loopmoe_train.data.indexed import IndexedWriter, bin_path, idx_path
 from loopmoe_train.data.progress import progress
 from loopmoe_train.data.tokenise import Tokens, Work, tokenise
 from loopmoe_train.data.tokenizer import Tokenizer, train_tokenizer
-from loopmoe_train.errors import Refused
+from loopmoe_train.data.verify import verify_dataset
+from loopmoe_train.errors import Refused, RunFailed
 
 Print = Callable[[str], None]
 
@@ -50,7 +51,7 @@ def ensure_prepared(
     Raises:
         Refused: the folder holds a dataset with other settings, a damaged one or foreign files;
             or the corpus cannot be read or split.
-        RunFailed: a tokenising process died.
+        RunFailed: a tokenising process died, or the disk is full.
     """
     folder = Path(config.data.path)
     with _only_one(folder, console_print):
@@ -58,7 +59,10 @@ def ensure_prepared(
             found = load_dataset(folder)
             if found is not None:
                 _check_settings(found, config)
-                check_dataset(found, hashes=verify)
+                if verify:
+                    verify_dataset(folder)
+                else:
+                    check_dataset(found)
                 return found
             _refuse_foreign_files(folder)
         return _build(config, folder, console_print, force)
@@ -164,28 +168,39 @@ def _tokenizer_for(
     console_print: Print,
     force: bool,
 ) -> Tokenizer:
-    """The tokenizer there if it was trained on this corpus with these settings, else a new one."""
+    """The one of ``tokenizer.path``, or the one in the folder if it was trained on this corpus
+    with these settings, else a new one."""
     model, card = folder / "tokenizer.model", folder / "tokenizer.json"
     origin = {**dataset_settings(config), "corpus_fingerprint": seen.fingerprint}
     if not force and model.exists():
         expected = {**origin, "fingerprint": hashlib.sha256(model.read_bytes()).hexdigest()}
         if _read_card(card) == expected:
             return Tokenizer(model)
-    chosen = _training_documents(seen, held_out, config.tokenizer.train_bytes)
-    size = min(int(seen.sizes[chosen].sum()), config.tokenizer.train_bytes)
-    console_print(
-        f"training a {config.tokenizer.kind} tokenizer of {config.tokenizer.vocab_size}"
-        f" tokens on {size / 1e6:.1f} MB"
-    )
-    content = train_tokenizer(
-        _texts(reread(corpus, seen), chosen, config.tokenizer.train_bytes), config.tokenizer
-    )
+    if config.tokenizer.path is not None:
+        content = Path(config.tokenizer.path).read_bytes()
+    else:
+        content = _train(config, corpus, seen, held_out, console_print)
     card_content = {**origin, "fingerprint": hashlib.sha256(content).hexdigest()}
     for path, data in ((card, json.dumps(card_content, indent=2).encode()), (model, content)):
         remove_leftovers(path)
         with atomic_write(path) as stream:
             stream.write(data)
     return Tokenizer(model)
+
+
+def _train(
+    config: RunConfig, corpus: Corpus, seen: Scan, held_out: np.ndarray, console_print: Print
+) -> bytes:
+    """A tokenizer of the training documents: the bytes of its file."""
+    chosen = _training_documents(seen, held_out, config.tokenizer.train_bytes)
+    size = min(int(seen.sizes[chosen].sum()), config.tokenizer.train_bytes)
+    console_print(
+        f"training a {config.tokenizer.kind} tokenizer of {config.tokenizer.vocab_size}"
+        f" tokens on {size / 1e6:.1f} MB"
+    )
+    return train_tokenizer(
+        _texts(reread(corpus, seen), chosen, config.tokenizer.train_bytes), config.tokenizer
+    )
 
 
 def _training_documents(seen: Scan, held_out: np.ndarray, budget: int) -> np.ndarray:
@@ -269,4 +284,19 @@ def _only_one(folder: Path, console_print: Print) -> Iterator[None]:
             fcntl.flock(stream, fcntl.LOCK_EX)
         except OSError:
             pass  # some network file systems have no locks
+        with _writing(folder):
+            yield
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Tell a full disk in one line; what was being written has been removed by then."""
+    try:
         yield
+    except BrokenPipeError:
+        raise  # of our own output
+    except OSError as error:
+        raise RunFailed(
+            f"cannot write {error.filename or folder}: {error.strerror or error}",
+            "free space there or give another data.path=FOLDER, then run again",
+        ) from error

@@ -41,7 +41,8 @@ class Tokenizer:
             model = self.path.read_bytes()
         except OSError as error:
             raise Refused(
-                f"cannot read the tokenizer {self.path}: {error.strerror}", "run `loopmoe data`"
+                f"cannot read the tokenizer {self.path}: {error.strerror}",
+                "run `loopmoe data`, or name its file with tokenizer.path",
             ) from None
         self._set_model(model)
 

@@ -1,10 +1,10 @@
-"""Validation loss per token and bits per byte."""
+"""Validation loss per token and bits per byte, of every validation set and of the whole."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, List
+from typing import Any, Dict, List
 
 import numpy as np
 import torch
@@ -17,6 +17,21 @@ from loopmoe_train.parallel.reduce import sum_over_ranks
 
 
 @dataclass
+class HeldOut:
+    """One validation set.
+
+    Attributes:
+        in_whole: it belongs to a dataset that the run trains on, so the whole includes it.
+        gzip_bits_per_byte: what ``gzip -9`` needs for it.
+    """
+
+    name: str
+    loader: BatchLoader
+    in_whole: bool
+    gzip_bits_per_byte: float
+
+
+@dataclass
 class Validation:
     """loss: nats per token; bits_per_byte: of the text that was predicted; tokens: how many."""
 
@@ -25,26 +40,52 @@ class Validation:
     tokens: int
 
 
+@dataclass
+class Validations:
+    """The whole, and each set apart if there are several (else nothing more to tell)."""
+
+    whole: Validation
+    sets: Dict[str, Validation]
+
+
 def validate(
-    run: RunConfig, model: List[Any], loader: BatchLoader, token_bytes: np.ndarray
-) -> Validation:
-    """Predict the first windows of the validation split, always the same ones.
+    run: RunConfig, model: List[Any], held_out: List[HeldOut], token_bytes: np.ndarray
+) -> Validations:
+    """Predict the first windows of every validation set, always the same ones.
 
     Windows are read in order and each token is counted once; ranks share them, so the
-    figure does not depend on the layout.
+    figures do not depend on the layout. In the whole every predicted token weighs the same.
 
     Args:
         token_bytes: int64 [vocab], bytes of text a token stands for (0 for end of document).
     """
+    sizes = torch.from_numpy(np.asarray(token_bytes))
     chunk = model[0]
     chunk.eval()
+    totals = torch.stack([_measure(run, chunk, one.loader, sizes) for one in held_out])
+    chunk.train()
+    totals = torch.tensor(
+        sum_over_ranks(totals.flatten(), parallel_state.get_data_parallel_group()),
+        dtype=torch.float64,
+    ).view(-1, 3)
+    belongs = torch.tensor([one.in_whole for one in held_out])
+    sets = {one.name: _figures(total) for one, total in zip(held_out, totals)}
+    return Validations(_figures(totals[belongs].sum(0)), sets if len(sets) > 1 else {})
+
+
+def _figures(total: torch.Tensor) -> Validation:
+    nats, tokens, size = total.tolist()
+    return Validation(nats / max(tokens, 1), nats / math.log(2) / max(size, 1), int(tokens))
+
+
+def _measure(run: RunConfig, chunk: Any, loader: BatchLoader, sizes: torch.Tensor) -> torch.Tensor:
+    """Nats, tokens and bytes that this rank predicted: float64 [3]."""
     ranks = parallel_state.get_data_parallel_world_size()
     rank = parallel_state.get_data_parallel_rank()
     windows = loader.order.samples_per_epoch
     if run.eval_batches:
         windows = min(windows, run.eval_batches * run.global_batch_size)
     per_pass = run.micro_batch_size * ranks
-    sizes = torch.from_numpy(np.asarray(token_bytes))
     total = torch.zeros(3, dtype=torch.float64)
     with torch.no_grad():
         for first in range(0, math.ceil(windows / per_pass) * per_pass, per_pass):
@@ -58,9 +99,7 @@ def validate(
             total[0] += (losses * mask).sum()
             total[1] += mask.sum()
             total[2] += (sizes[batch.labels] * mask).sum()
-    chunk.train()
-    nats, tokens, size = sum_over_ranks(total, parallel_state.get_data_parallel_group())
-    return Validation(nats / max(tokens, 1), nats / math.log(2) / max(size, 1), int(tokens))
+    return total
 
 
 def _losses(chunk: Any, batch: Batch) -> torch.Tensor:

@@ -17,7 +17,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from loopmoe_train.config.schema import RunConfig
-from loopmoe_train.data.batches import BatchLoader
+from loopmoe_train.data.batches import Loader
 from loopmoe_train.device.accelerator import accel
 from loopmoe_train.model.build import bare
 from loopmoe_train.model.iter_adaln import IterAdaLN
@@ -40,7 +40,7 @@ def training_routing(model: List[Any]) -> Dict[str, float]:
 
 
 def probe(
-    run: RunConfig, model: List[Any], loader: BatchLoader, step: int
+    run: RunConfig, model: List[Any], loader: Loader, step: int
 ) -> Tuple[RoutingProbe, Dict[str, float]]:
     """Load and overlap of expert sets per looped layer, and gate statistics.
 

@@ -47,7 +47,7 @@ def watch(job: Job, limits: LauncherConfig, logs: Path, each_poll: Poll) -> Opti
         signs = job.signs()
         each_poll(signs)
         for rank, sign in signs.items():
-            pulses.setdefault(rank, _Pulse(sign, now)).feel(sign, passed, now)
+            pulses.setdefault(rank, _Pulse(sign)).feel(sign, passed)
         fault = (
             _ended(job, logs, pulses)
             or _silent(signs, pulses, limits, logs)
@@ -91,18 +91,15 @@ class _Pulse:
     """How long a rank has been silent and without progress, in seconds this process was awake."""
 
     sign: Sign
-    last_life: float
     silent_s: float = 0.0
     stuck_s: float = 0.0
     processor_s: float = 0.0
     status: str = ""
 
-    def feel(self, sign: Sign, passed: float, now: float) -> None:
+    def feel(self, sign: Sign, passed: float) -> None:
         self.stuck_s = 0.0 if sign.moved != self.sign.moved else self.stuck_s + passed
-        if sign.beat != self.sign.beat:
-            self.silent_s, self.last_life = 0.0, sign.beat
-        elif self._works(sign):
-            self.silent_s, self.last_life = 0.0, now
+        if sign.beat != self.sign.beat or self._works(sign):
+            self.silent_s = 0.0
         else:
             self.silent_s += passed
         self.sign = sign
@@ -134,7 +131,7 @@ def _ended(job: Job, logs: Path, pulses: Dict[int, _Pulse]) -> Optional[Fault]:
         return Fault(RunFailed(f"the ranks did not start: {words}", f"see {logs}"))
     fault = cause.cause(_bad(job), signs, job.scratch, logs)
     pulse = pulses.get(-1 if fault.rank is None else fault.rank)
-    fault.last_sign_at = pulse.last_life if pulse else detected
+    fault.last_sign_at = pulse.sign.beat if pulse else detected
     fault.detection_s = detected - fault.last_sign_at
     if isinstance(fault.error, RankLost) and "answer in time" in fault.error.what:
         keep_stacks(job, logs)
@@ -158,8 +155,8 @@ def _silent(
         pulse = pulses[rank]
         if not sign.done and pulse.silent_s > limits.heartbeat_seconds:
             fault = cause.stopped(rank, sign, pulse.status, pulse.silent_s, logs)
-            fault.last_sign_at = pulse.last_life
-            fault.detection_s = time.monotonic() - pulse.last_life
+            fault.last_sign_at = sign.beat
+            fault.detection_s = time.monotonic() - sign.beat
             return fault
     return None
 

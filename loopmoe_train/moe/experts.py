@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Tuple
+from typing import Any, Dict, Tuple
 
 import torch
 import torch.nn.functional as F
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ class GroupedExperts(MegatronModule):
         if config.add_bias_linear or not config.gated_linear_unit:
             raise ValueError("grouped experts are SwiGLU without biases")
         self.num_local_experts = num_local_experts
+        self.pg_collection = pg_collection
         shards = pg_collection.expt_tp.size()
         if config.moe_ffn_hidden_size % shards:
             raise ValueError(f"expert hidden {config.moe_ffn_hidden_size} is not a multiple of "
@@ -45,6 +47,29 @@ class GroupedExperts(MegatronModule):
         for weight in (self.w1_EDGF, self.w2_EFD):
             # Reduced over the expert-data-parallel group, never over all ranks (fix A).
             weight.allreduce = False  # type: ignore[attr-defined]
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: Tuple = (), metadata: Any = None
+    ) -> Dict[str, Any]:
+        """Core's description for checkpoints: E over expert-parallel, f over expert-tensor ranks.
+
+        One copy is written: that of the first expert-data-parallel rank.
+        """
+        groups = self.pg_collection
+        ep, tp = groups.ep, groups.expt_tp
+        replica = (0, 0, groups.expt_dp.rank())
+        return {
+            f"{prefix}{name}": ShardedTensor.from_rank_offsets(
+                f"{prefix}{name}",
+                weight,
+                *sharded_offsets,
+                (len(sharded_offsets), ep.rank(), ep.size()),
+                (len(sharded_offsets) + f_axis, tp.rank(), tp.size()),
+                replica_id=replica,
+                prepend_axis_num=len(sharded_offsets),
+            )
+            for name, weight, f_axis in (("w1_EDGF", self.w1_EDGF, 3), ("w2_EFD", self.w2_EFD, 1))
+        }
 
     def forward(
         self, hidden_TD: Tensor, tokens_per_expert: Tensor, probs_T: Tensor

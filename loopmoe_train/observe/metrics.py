@@ -33,6 +33,8 @@ TRAIN_KEYS = (
 TRAIN_OPTIONAL_KEYS = ("aux_loss", "bits_per_byte")
 VALID_KEYS = ("step", "elapsed_s", "val_loss", "val_bits_per_byte")
 
+SET_STATS = ("loss", "bits_per_byte")  # of one validation set, where there are several
+
 ROUTING_STATS = (
     "max_violation",  # largest expert load / mean load - 1; 0: even
     "entropy",  # of the expert load over log(number of experts); 1: even, 0: one expert
@@ -48,6 +50,7 @@ GATE_STATS = (
     "beta_abs",
 )
 
+_SET_KEY = re.compile(r"val/([^/]+)/(\w+)")
 _VISIT_KEY = re.compile(r"(router|gate)/(\d+)/(\d+)/(\w+)")
 Visit = tuple[int, int]  # (layer, iteration)
 
@@ -60,6 +63,13 @@ def routing_key(layer: int, iteration: int, stat: str) -> str:
 def gate_key(layer: int, iteration: int, stat: str) -> str:
     """``gate/<layer>/<iteration>/<stat>`` with stat of GATE_STATS."""
     return _visit_key("gate", GATE_STATS, layer, iteration, stat)
+
+
+def set_key(name: str, stat: str) -> str:
+    """``val/<name>/<stat>`` with stat of SET_STATS and the name of a validation set."""
+    if stat not in SET_STATS or "/" in name or not name:
+        raise ValueError(f"{name!r}/{stat!r} is no figure of a validation set")
+    return f"val/{name}/{stat}"
 
 
 def _visit_key(kind: str, stats: Sequence[str], layer: int, iteration: int, stat: str) -> str:
@@ -99,11 +109,13 @@ class Metrics:
     Attributes:
         train, valid: column name to values [number of lines], sorted by step; NaN where a
             line lacks the column. Empty if there is no such line.
+        valid_sets: validation set to statistic (SET_STATS) to its curve.
         routing, gates: (layer, iteration) to statistic to its curve.
     """
 
     train: dict[str, np.ndarray] = field(default_factory=dict)
     valid: dict[str, np.ndarray] = field(default_factory=dict)
+    valid_sets: dict[str, dict[str, Series]] = field(default_factory=dict)
     routing: dict[Visit, dict[str, Series]] = field(default_factory=dict)
     gates: dict[Visit, dict[str, Series]] = field(default_factory=dict)
 
@@ -135,6 +147,7 @@ def read_metrics(path: Path | str) -> Metrics:
     path = Path(path)
     train: dict[float, dict[str, Any]] = {}
     valid: dict[float, dict[str, Any]] = {}
+    sets: dict[str, dict[str, dict[float, float]]] = {}
     routing: dict[Visit, dict[str, dict[float, float]]] = {}
     gates: dict[Visit, dict[str, dict[float, float]]] = {}
     for record in read_jsonl(path):
@@ -146,13 +159,23 @@ def read_metrics(path: Path | str) -> Metrics:
         if "val_loss" in record or "val_bits_per_byte" in record:
             valid[step] = record
         for key, value in record.items():
+            named = _SET_KEY.fullmatch(key)
+            if named:
+                curves = sets.setdefault(named[1], {})
+                curves.setdefault(named[2], {})[step] = _number(value)
             match = _VISIT_KEY.fullmatch(key)
             if match:
                 kind, layer, iteration, stat = match.groups()
                 visits = routing if kind == "router" else gates
                 curves = visits.setdefault((int(layer), int(iteration)), {})
                 curves.setdefault(stat, {})[step] = _number(value)
-    return Metrics(_columns(train), _columns(valid), _curves(routing), _curves(gates))
+    return Metrics(
+        _columns(train),
+        _columns(valid),
+        {name: _stats(curves) for name, curves in sets.items()},
+        _curves(routing),
+        _curves(gates),
+    )
 
 
 def _number(value: Any) -> float:
@@ -167,10 +190,11 @@ def _columns(records: dict[float, dict[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def _curves(visits: dict[Visit, dict[str, dict[float, float]]]) -> dict[Visit, dict[str, Series]]:
-    return {
-        visit: {stat: _series(points) for stat, points in visits[visit].items()}
-        for visit in sorted(visits)
-    }
+    return {visit: _stats(visits[visit]) for visit in sorted(visits)}
+
+
+def _stats(curves: dict[str, dict[float, float]]) -> dict[str, Series]:
+    return {stat: _series(points) for stat, points in curves.items()}
 
 
 def _series(points: dict[float, float]) -> Series:

@@ -67,11 +67,18 @@ class Progress:
             self._line(f"{self._step(step)}  " + "  ".join(facts))
 
     def validation(self, record: dict[str, Any]) -> None:
-        """A validation record (names of metrics.VALID_KEYS): always a line of its own."""
+        """A validation record (metrics.VALID_KEYS, SET_STATS): always a line of its own."""
         step = int(record.get("step") or 0)
         text = f"validation loss {_fixed(record.get('val_loss'), 4)}"
         if record.get("val_bits_per_byte") is not None:
             text += f"  {_fixed(record['val_bits_per_byte'], 4)} bits/byte"
+        sets = [
+            f"{key.split('/')[1]} {_fixed(value, 4)}"
+            for key, value in record.items()
+            if key.startswith("val/") and key.endswith("/bits_per_byte")
+        ]
+        if sets:
+            text += f"  ({', '.join(sets)})"
         self._line(f"{self._step(step)}  {text}")
 
     def note(self, text: str) -> None:

@@ -72,7 +72,14 @@ _CAPTIONS = {
 
 def run_page(run: RunData) -> str:
     """The page of one run; its pictures are already in the run folder."""
-    parts = [_headlines([run]), "<h2>Pictures</h2>", _pictures(run), _sample(run), _config(run)]
+    parts = [
+        _headlines([run]),
+        _sets([run]),
+        "<h2>Pictures</h2>",
+        _pictures(run),
+        _sample(run),
+        _config(run),
+    ]
     return _page(f"Run {run.name}", parts)
 
 
@@ -80,6 +87,7 @@ def comparison_page(runs: Sequence[RunData], overlaid: Path) -> str:
     """Several runs beside each other; ``overlaid`` is the loss picture of all of them."""
     parts = [
         _headlines(runs),
+        _sets(runs),
         "<h2>Loss of all runs</h2>",
         _figure(overlaid, "Lower is better at the same number of tokens."),
         "<h2>What differs in the configuration</h2>",
@@ -100,6 +108,21 @@ def _headlines(runs: Sequence[RunData]) -> str:
     head = ["", *(run.name for run in runs)] if len(runs) > 1 else None
     folders = ", ".join(str(run.folder) for run in runs)
     return f'<p class="dim">{escape(folders)}</p>' + _table(rows, head)
+
+
+def _sets(runs: Sequence[RunData]) -> str:
+    """Bits per byte of every validation set, where a run has several."""
+    columns = [run.set_bits() for run in runs]
+    names = dict.fromkeys(name for column in columns for name in column)
+    if not names:
+        return ""
+    rows = [
+        [name, *(f"{column[name]:.4f}" if name in column else "not measured" for column in columns)]
+        for name in names
+    ]
+    return "<h2>Bits per byte of each validation set</h2>" + _table(
+        rows, ["", *(run.name for run in runs)]
+    )
 
 
 def _table(rows: Sequence[Sequence[Any]], head: Sequence[Any] | None = None) -> str:

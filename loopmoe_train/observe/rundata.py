@@ -87,6 +87,16 @@ class RunData:
         ]
         return rows
 
+    def set_bits(self) -> dict[str, float]:
+        """Newest bits per byte of each validation set; {} where there is one set only."""
+        last = {}
+        for name, curves in self.metrics.valid_sets.items():
+            values = curves["bits_per_byte"].value if "bits_per_byte" in curves else np.empty(0)
+            values = values[np.isfinite(values)]
+            if values.size:
+                last[name] = float(values[-1])
+        return last
+
     def _against_gzip(self) -> str:
         ours, yardstick = self.bits_per_byte, self.gzip_bits
         if ours is None or not yardstick:

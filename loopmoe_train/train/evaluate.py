@@ -7,20 +7,21 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Dict
 
 import torch.distributed as dist
 
-from loopmoe_train.checkpoint import store
+from loopmoe_train.checkpoint.manifest import newest
 from loopmoe_train.config.run_file import run_dir
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.device.accelerator import select
 from loopmoe_train.errors import Refused
-from loopmoe_train.evaluation.perplexity import validate
+from loopmoe_train.evaluation.perplexity import Validations, validate
 from loopmoe_train.parallel import groups
 from loopmoe_train.train.__main__ import leave, main
-from loopmoe_train.train.run import build, restore
+from loopmoe_train.train.run import build, checkpoints, restore
 from loopmoe_train.train.stop import end_with_parent
-from loopmoe_train.train.text import open_text
+from loopmoe_train.train.text import Text, open_text
 
 RESULT = "evaluation.json"
 
@@ -29,13 +30,14 @@ def evaluate(run: RunConfig) -> None:
     """Measure the newest checkpoint of ``run`` on all of its validation text.
 
     Writes ``evaluation.json`` into the run folder: step, loss (nats per token), bits_per_byte,
-    tokens (predicted) and gzip9_bits_per_byte of the same text.
+    tokens (predicted) and gzip9_bits_per_byte of the same text; ``sets`` has the same figures of
+    each validation set by name, where there are several.
 
     Raises:
         Refused: there is no checkpoint, or it does not fit.
     """
     end_with_parent()
-    if store.newest(run_dir(run) / "checkpoints") is None:
+    if newest(checkpoints(run)) is None:
         raise Refused(f"{run_dir(run)} has no checkpoint", "train it, or let the training save")
     run.checkpoint.resume, run.eval_batches = "auto", 0
     select(run.cluster.device)
@@ -46,14 +48,25 @@ def evaluate(run: RunConfig) -> None:
         restore(state, text)
         result = validate(run, state.model, text.valid, text.token_bytes)
         if dist.get_rank() == 0:
-            record = {"step": state.step, **asdict(result)}
-            record["gzip9_bits_per_byte"] = text.gzip_bits_per_byte
-            _write(run_dir(run) / RESULT, record)
+            _write(run_dir(run) / RESULT, {"step": state.step, **_record(result, text)})
     finally:
         groups.leave()
 
 
-def _write(path: Path, record: dict) -> None:
+def _record(result: Validations, text: Text) -> Dict[str, Any]:
+    sets = {
+        one.name: {
+            **asdict(result.sets[one.name]),
+            "gzip9_bits_per_byte": one.gzip_bits_per_byte,
+        }
+        for one in text.valid
+        if one.name in result.sets
+    }
+    whole = {**asdict(result.whole), "gzip9_bits_per_byte": text.gzip_bits_per_byte}
+    return {**whole, "sets": sets} if sets else whole
+
+
+def _write(path: Path, record: Dict[str, Any]) -> None:
     partial = path.with_suffix(".tmp")
     partial.write_text(json.dumps(record, indent=1) + "\n")
     os.replace(partial, path)

@@ -11,14 +11,24 @@ from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Tuple
 
 from loopmoe_train.config.run_file import load, run_dir, save
 from loopmoe_train.config.schema import RunConfig
+<<<<<<< HEAD:loopmoe_train/train/preflight.py
 from loopmoe_train.data.dataset import DatasetInfo
 from loopmoe_train.data.prepare import ensure_prepared
+=======
+from loopmoe_train.data.mixture import Mixture
+>>>>>>> main:loopmoe_train/launcher/preflight.py
 from loopmoe_train.errors import Refused
 
 # Changing these in a run folder that has checkpoints is a continuation, not another run.
-_FREE = ("steps", "eval_interval", "eval_batches", "observe", "checkpoint", "launcher", "optim")
+_FREE = (
+    "steps", "eval_interval", "eval_batches", "observe", "checkpoint", "launcher", "optim",
+    "cluster", "parallel", "memory", "micro_batch_size",
+    "data.validation",
+)  # fmt: skip
+_FIXED = ("optim.kind",)  # Adam's states are of no use to Muon
 
 
+<<<<<<< HEAD:loopmoe_train/train/preflight.py
 def prepare(
     overrides: Sequence[str], say: Callable[[str], None], devices_here: Optional[int] = None
 ) -> Tuple[RunConfig, DatasetInfo]:
@@ -44,15 +54,25 @@ def prepare(
 
 def check_machine(run: RunConfig, devices_here: Optional[int] = None) -> None:
     """Refuse a device that this machine does not have.
+=======
+def check_machine(run: RunConfig) -> None:
+    """Refuse a device or package that this machine does not have.
+>>>>>>> main:loopmoe_train/launcher/preflight.py
 
     Args:
         devices_here: devices needed on this machine; ``cluster.devices`` if None.
 
     Raises:
-        Refused: torch or the device's driver is missing, or there are too few devices.
+        Refused: torch, tensorboard or the device's driver is missing, or there are too few
+            devices.
     """
     if importlib.util.find_spec("torch") is None:
         raise Refused("torch is not installed", "run `make setup`, or pip install loopmoe-train")
+    if run.observe.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise Refused(
+            "observe.tensorboard=true but the package tensorboard is not installed",
+            "pip install 'loopmoe-train[tensorboard]', or set it to false",
+        )
     if run.cluster.device == "cpu":
         return
     from loopmoe_train.device.accelerator import select
@@ -96,7 +116,7 @@ def check_run_folder(run: RunConfig) -> None:
     changed = [
         f"{key} {old!r} -> {new!r}"
         for key, old, new in _differences(before, now)
-        if key.split(".")[0] not in _FREE
+        if key in _FIXED or (key.split(".")[0] not in _FREE and key not in _FREE)
     ]
     if changed:
         raise Refused(
@@ -111,22 +131,26 @@ def check_run_folder(run: RunConfig) -> None:
         )
 
 
-def check_text(run: RunConfig, text: DatasetInfo) -> None:
-    """Refuse a prepared dataset that this run cannot be trained on.
+def check_text(run: RunConfig, text: Mixture) -> None:
+    """Refuse prepared datasets that this run cannot be trained or measured on.
 
     Raises:
         Refused: too little text for one sample, or more token ids than the model has.
     """
-    for name, split in (("training", text.train), ("validation", text.valid)):
-        if split.tokens < run.sequence_length + 1:
+    trained = [member.info for member in text.members]
+    splits = [("training", info, info.train.tokens) for info in trained]
+    splits += [("validation", i, i.valid.tokens) for i in (*trained, *text.extra.values())]
+    for name, info, tokens in splits:
+        if tokens < run.sequence_length + 1:
             raise Refused(
-                f"sequence_length={run.sequence_length} but the {name} split of {text.path} has "
-                f"{split.tokens} tokens",
+                f"sequence_length={run.sequence_length} but the {name} split of {info.path} has "
+                f"{tokens} tokens",
                 "lower sequence_length, or give data.source more text",
             )
-    if run.model.vocab_size is not None and run.model.vocab_size < text.vocab_size:
+    vocab_size = text.tokenizer_of.vocab_size
+    if run.model.vocab_size is not None and run.model.vocab_size < vocab_size:
         raise Refused(
-            f"model.vocab_size={run.model.vocab_size} is below the tokenizer's {text.vocab_size}",
+            f"model.vocab_size={run.model.vocab_size} is below the tokenizer's {vocab_size}",
             "raise it, or leave it null",
         )
 

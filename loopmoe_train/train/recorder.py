@@ -16,12 +16,17 @@ import torch.distributed as dist
 from loopmoe_train.config import run_file
 from loopmoe_train.device.accelerator import accel
 from loopmoe_train.errors import LoopMoEError
-from loopmoe_train.evaluation.perplexity import Validation
+from loopmoe_train.evaluation.perplexity import Validations
 from loopmoe_train.evaluation.probe import training_routing
+from loopmoe_train.observe.jsonl import last_steps
+from loopmoe_train.observe.metrics import set_key
 from loopmoe_train.observe.progress import Progress
 from loopmoe_train.observe.routing import RoutingProbe, write_probe
 from loopmoe_train.observe.sinks import JsonlSink, MultiSink, Sink, WandbSink
+from loopmoe_train.observe.tensorboard import TensorBoardSink
+from loopmoe_train.redact import redact
 from loopmoe_train.spec.arithmetic import parameters, train_flops_per_token
+from loopmoe_train.spec.batch import total_samples
 from loopmoe_train.train.peak import peak_flops
 from loopmoe_train.train.step import StepResult, TrainState
 from loopmoe_train.train.text import Text
@@ -40,6 +45,7 @@ class Recorder:
     def __init__(self, state: TrainState, text: Text, restored: Optional[Path]) -> None:
         run = state.run
         self.state = state
+        self.text = text
         self.folder = run_file.run_dir(run)
         self.main = dist.get_rank() == 0
         self.stop_signal: Optional[str] = None
@@ -67,12 +73,16 @@ class Recorder:
 
     def _open(self, restored: Optional[Path]) -> None:
         run, keep = self.state.run, self.state.step if restored else -1
-        sinks: List[Sink] = [JsonlSink(self.folder / "metrics.jsonl", keep_until_step=keep)]
+        metrics = self.folder / "metrics.jsonl"
+        sent = last_steps(metrics) if restored else None
+        sinks: List[Sink] = [JsonlSink(metrics, keep_until_step=keep)]
+        if run.observe.tensorboard:
+            sinks.append(TensorBoardSink(self.folder / "tensorboard", keep + 1))
         if run.observe.wandb != "off":
             from dataclasses import asdict
 
             sinks.append(WandbSink(run.observe.wandb, run.observe.wandb_project, run.name,
-                                   self.folder, asdict(run)))  # fmt: skip
+                                   self.folder, asdict(run), sent))  # fmt: skip
         self.sinks = MultiSink(sinks)
         self.routing = JsonlSink(self.folder / "routing.jsonl", keep_until_step=keep)
         self.progress.start()
@@ -82,6 +92,8 @@ class Recorder:
             f"{run.model.name}: {total:.2f}M parameters, {active:.2f}M used per token, "
             f"{self.flops_per_token / 1e6:.1f} MFLOPs per training token"
         )
+        for line in self.text.mixture.describe(total_samples(run), run.sequence_length):
+            self.note(line)
         if restored:
             self.note(f"continues from {restored} (step {self.state.step})")
 
@@ -105,7 +117,7 @@ class Recorder:
         run, step = self.state.run, self.state.step
         if self.first_step_s is None and START_VARIABLE in os.environ:
             self.first_step_s = time.time() - float(os.environ[START_VARIABLE])
-        tokens = run.global_batch_size * run.sequence_length
+        tokens = result.samples * run.sequence_length
         self.speeds.append(tokens / step_s)
         if step % run.observe.log_interval and step != run.steps:
             return
@@ -128,19 +140,22 @@ class Recorder:
         self.progress.train(record)
 
     def validation(
-        self, result: Validation, routing: RoutingProbe, gates: Dict[str, float]
+        self, result: Validations, routing: RoutingProbe, gates: Dict[str, float]
     ) -> None:
         """Record one validation and its probe."""
-        self.summary["val_loss"] = result.loss
-        self.summary["val_bits_per_byte"] = result.bits_per_byte
+        self.summary["val_loss"] = result.whole.loss
+        self.summary["val_bits_per_byte"] = result.whole.bits_per_byte
         if not self.main:
             return
         record = dict(
             step=self.state.step,
             elapsed_s=self.elapsed_s,
-            val_loss=result.loss,
-            val_bits_per_byte=result.bits_per_byte,
+            val_loss=result.whole.loss,
+            val_bits_per_byte=result.whole.bits_per_byte,
         )
+        for name, one in result.sets.items():
+            record[set_key(name, "loss")] = one.loss
+            record[set_key(name, "bits_per_byte")] = one.bits_per_byte
         self.sinks.write({**record, **gates})
         if self.routing is not None:
             write_probe(self.routing, routing)
@@ -181,7 +196,7 @@ class Recorder:
         if self.routing is not None:
             self.routing.close(status)
         self.summary |= dict(
-            status=status,
+            status=redact(status),
             step=self.state.step,
             tokens=self.state.consumed * self.state.run.sequence_length,
             tokens_per_s=median(self.speeds) if self.speeds else None,

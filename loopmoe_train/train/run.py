@@ -7,13 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Optional
 
+import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import get_model_config
 
-from loopmoe_train.checkpoint import state as checkpoint_state
-from loopmoe_train.checkpoint import store
+from loopmoe_train.checkpoint.load import load, load_newest
+from loopmoe_train.checkpoint.manifest import newest
+from loopmoe_train.checkpoint.save import Saver
+from loopmoe_train.checkpoint.state import Trained, capture
 from loopmoe_train.config.run_file import run_dir
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.data.batches import Batch, rank_slice
@@ -24,7 +27,11 @@ from loopmoe_train.evaluation.sample import sample_text
 from loopmoe_train.model.build import build_model, layer_names
 from loopmoe_train.optim.build import build_optimizer
 from loopmoe_train.parallel import groups
+<<<<<<< HEAD
 from loopmoe_train.train import faults, heartbeat
+=======
+from loopmoe_train.spec.batch import global_batch
+>>>>>>> main
 from loopmoe_train.train.gradients import describe_non_finite
 from loopmoe_train.train.recorder import Recorder
 from loopmoe_train.train.step import TrainState, micro_steps, train_step
@@ -46,13 +53,20 @@ def train(run: RunConfig) -> None:
     try:
         text = open_text(run)
         state = build(run, text.vocab_size, text.train.batch)
-        restored = restore(state, text)
+        restored = restore(state, text, _print_once)
         recorder = Recorder(state, text, restored)
+        saver = Saver(checkpoints(run), run.checkpoint.keep, 60 * run.launcher.timeout_minutes)
+        saver.last_step = state.step
         with recorder.ending():
-            _loop(state, text, recorder, stop)
-            _finish(state, text, recorder)
+            _loop(state, text, recorder, stop, saver)
+            _finish(state, text, recorder, saver)
     finally:
         groups.leave()
+
+
+def _print_once(text: str) -> None:
+    if dist.get_rank() == 0:
+        print(text, flush=True)
 
 
 def build(run: RunConfig, vocab_size: int, batch: Callable[[int, int], Batch]) -> TrainState:
@@ -73,7 +87,7 @@ def build(run: RunConfig, vocab_size: int, batch: Callable[[int, int], Batch]) -
     def micro_batches(consumed: int) -> Iterator[Batch]:
         rank = parallel_state.get_data_parallel_rank()
         ranks = parallel_state.get_data_parallel_world_size()
-        for index in range(micro_steps(run)):
+        for index in range(micro_steps(run, global_batch(run, consumed))):
             mine = rank_slice(consumed, index, run.micro_batch_size, rank, ranks)
             yield batch(mine.start, len(mine)).to(accel.current_device())
 
@@ -88,21 +102,27 @@ def build(run: RunConfig, vocab_size: int, batch: Callable[[int, int], Batch]) -
     )
 
 
-def restore(state: TrainState, text: Text) -> Optional[Path]:
-    """Continue from a checkpoint if ``checkpoint.resume`` says so and there is one."""
-    wish = state.run.checkpoint.resume
-    root = run_dir(state.run) / "checkpoints"
-    folder = {"auto": store.newest(root), "none": None}.get(wish, Path(wish))
-    if folder is None:
+def restore(state: TrainState, text: Text, note: Callable[[str], None] = print) -> Optional[Path]:
+    """Continue from a checkpoint if ``checkpoint.resume`` says so and there is one.
+
+    Raises:
+        Refused: it is damaged, or of other settings.
+    """
+    run, root = state.run, checkpoints(state.run)
+    wish, position = run.checkpoint.resume, {}
+    if wish == "none" or (wish == "auto" and newest(root) is None):
         return None
-    saved = store.load(folder, _identity(state.run, text))
-    position = checkpoint_state.restore(
-        saved, state.model, state.optimizer, state.scheduler, layer_names(state.run)
-    )
+    if wish == "auto":
+        folder, position = load_newest(root, _trained(state), _identity(run, text), _layout(run),
+                                       note)  # fmt: skip
+    else:
+        folder = Path(wish)
+        position = load(folder, _trained(state), _identity(run, text), _layout(run))
     state.step, state.consumed = position["step"], position["consumed"]
     return folder
 
 
+<<<<<<< HEAD
 def save(state: TrainState, text: Text) -> Path:
     """Write a checkpoint of the present step (a collective call)."""
     heartbeat.at("save", state.step)
@@ -117,24 +137,46 @@ def save(state: TrainState, text: Text) -> Path:
     root = run_dir(state.run) / "checkpoints"
     about = _identity(state.run, text)
     return store.save(root, state.step, captured, about, state.run.checkpoint.keep)
+=======
+def save(state: TrainState, text: Text, saver: Saver) -> None:
+    """Begin a checkpoint of the present step (a collective call)."""
+    position = {"step": state.step, "consumed": state.consumed}
+    shards, common = capture(_trained(state), position)
+    saver.start(state.step, shards, common, _identity(state.run, text), _layout(state.run))
+
+
+def checkpoints(run: RunConfig) -> Path:
+    """Folder of a run's checkpoints."""
+    return run_dir(run) / "checkpoints"
+
+
+def _trained(state: TrainState) -> Trained:
+    return Trained(state.model, state.optimizer, state.scheduler, layer_names(state.run))
+
+
+def _layout(run: RunConfig) -> Dict[str, Any]:
+    """What may differ; random states are restored where it does not."""
+    return dict(parallel=asdict(run.parallel), devices=run.cluster.devices)
+>>>>>>> main
 
 
 def _identity(run: RunConfig, text: Text) -> Dict[str, Any]:
-    """What must be the same for a plain checkpoint to fit."""
+    """What must be the same for a run to be continued."""
     return dict(
         model=asdict(run.model),
-        parallel=asdict(run.parallel),
-        devices=run.cluster.devices,
         precision=run.precision,
         seed=run.seed,
         sequence_length=run.sequence_length,
         global_batch_size=run.global_batch_size,
-        dataset=text.fingerprint,
+        batch_ramp=[run.batch_ramp_from, run.batch_ramp_samples],
+        dataset=text.identity,
         tokenizer=text.tokenizer.fingerprint,
     )
 
 
-def _loop(state: TrainState, text: Text, recorder: Recorder, stop: StopRequest) -> None:
+def _loop(
+    state: TrainState, text: Text, recorder: Recorder, stop: StopRequest, saver: Saver
+) -> None:
     run = state.run
     while state.step < run.steps:
         heartbeat.at("step", state.step)
@@ -142,10 +184,13 @@ def _loop(state: TrainState, text: Text, recorder: Recorder, stop: StopRequest) 
         started = time.perf_counter()
         result = train_step(state, bool(stop))
         recorder.train(result, time.perf_counter() - started)
+        _note_saved(recorder, saver.poll())
         if run.eval_interval and state.step % run.eval_interval == 0 and state.step < run.steps:
             evaluate(state, text, recorder)
         if run.checkpoint.interval and state.step % run.checkpoint.interval == 0:
-            recorder.note(f"saved {save(state, text)}")
+            save(state, text, saver)
+            if not run.checkpoint.background:
+                _note_saved(recorder, saver.finish())
         if result.stop:
             recorder.stopped_by(stop.signal_name)
             return
@@ -155,16 +200,25 @@ def evaluate(state: TrainState, text: Text, recorder: Recorder) -> None:
     """Validation loss, bits per byte, and the routing probe."""
     heartbeat.at("evaluate", state.step)
     result = validate(state.run, state.model, text.valid, text.token_bytes)
-    routing, gates = probe(state.run, state.model, text.valid, state.step)
+    routing, gates = probe(state.run, state.model, text.probe, state.step)
     recorder.validation(result, routing, gates)
 
 
+<<<<<<< HEAD
 def _finish(state: TrainState, text: Text, recorder: Recorder) -> None:
     """Last validation, checkpoint, sampled text."""
     heartbeat.at("finish", state.step)
     root = run_dir(state.run) / "checkpoints"
     if not (store.step_folder(root, state.step) / store.MANIFEST).exists() and state.step:
         recorder.note(f"saved {save(state, text)}")
+=======
+def _finish(state: TrainState, text: Text, recorder: Recorder, saver: Saver) -> None:
+    """Last checkpoint, validation, sampled text."""
+    if saver.last_step != state.step:
+        save(state, text, saver)
+    _note_saved(recorder, saver.finish())
+    dist.barrier()  # rank 0 has committed it
+>>>>>>> main
     if recorder.stop_signal is not None:
         recorder.note(
             f"stopped by {recorder.stop_signal} after step {state.step}; "
@@ -174,3 +228,8 @@ def _finish(state: TrainState, text: Text, recorder: Recorder) -> None:
     evaluate(state, text, recorder)
     heartbeat.at("finish", state.step)
     recorder.sample(sample_text(state.run, state.model, text.tokenizer))
+
+
+def _note_saved(recorder: Recorder, folder: Optional[Path]) -> None:
+    if folder is not None:
+        recorder.note(f"saved {folder}")

@@ -22,6 +22,7 @@ from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.data.batches import Batch
 from loopmoe_train.errors import TrainingStopped
 from loopmoe_train.parallel.reduce import sum_over_ranks
+from loopmoe_train.spec.batch import global_batch
 
 
 @dataclass
@@ -50,12 +51,14 @@ class TrainState:
 
 @dataclass
 class StepResult:
-    """What a step tells: mean loss per token, norm before clipping, rate used, stop wanted."""
+    """What a step tells: mean loss per token, norm before clipping, rate used, tokens that
+    counted, samples of the global batch, stop wanted."""
 
     loss: float
     grad_norm: float
     lr: float
     tokens: int
+    samples: int
     stop: bool
 
 
@@ -70,6 +73,7 @@ def train_step(state: TrainState, stop_wanted: bool) -> StepResult:
         TrainingStopped: a gradient is not finite. The weights have not moved.
     """
     run = state.run
+    samples = global_batch(run, state.consumed)
     # 1. clear gradients
     for chunk in state.model:
         chunk.zero_grad_buffer()
@@ -81,7 +85,7 @@ def train_step(state: TrainState, stop_wanted: bool) -> StepResult:
         forward_step_func=forward_step,
         data_iterator=state.micro_batches(state.consumed),
         model=state.model,
-        num_microbatches=micro_steps(run),
+        num_microbatches=micro_steps(run, samples),
         seq_length=run.sequence_length,
         micro_batch_size=run.micro_batch_size,
         forward_only=False,
@@ -94,7 +98,7 @@ def train_step(state: TrainState, stop_wanted: bool) -> StepResult:
         raise TrainingStopped(
             f"step {state.step + 1}: the gradient is not finite "
             f"({state.describe_gradients(state.model)}; samples {state.consumed} to "
-            f"{state.consumed + run.global_batch_size - 1}); the weights were not touched",
+            f"{state.consumed + samples - 1}); the weights were not touched",
             "lower optim.lr or lengthen optim.warmup_steps, then start again",
         )
 
@@ -105,11 +109,11 @@ def train_step(state: TrainState, stop_wanted: bool) -> StepResult:
     state.optimizer.step_with_ready_grads()
     state.scheduler.step(increment=1)
     state.step += 1
-    state.consumed += run.global_batch_size
+    state.consumed += samples
 
     # 5. one small reduction for the report
     loss, tokens, stop = _agree(outputs, stop_wanted)
-    return StepResult(loss, grad_norm, lr, tokens, stop)
+    return StepResult(loss, grad_norm, lr, tokens, samples, stop)
 
 
 def forward_step(batches: Iterator[Batch], model: Any) -> Tuple[Tensor, Callable[..., Any]]:
@@ -126,10 +130,10 @@ def sum_of_losses(loss_mask: Tensor, losses: Tensor) -> Tuple[Tensor, Tensor, Di
     return total, tokens, {"sum": total.detach(), "tokens": tokens}
 
 
-def micro_steps(run: RunConfig) -> int:
-    """Micro-batches per rank and optimizer step (gradient accumulation)."""
+def micro_steps(run: RunConfig, samples: int) -> int:
+    """Micro-batches per rank of a global batch of ``samples`` (gradient accumulation)."""
     ranks = parallel_state.get_data_parallel_world_size(with_context_parallel=False)
-    return run.global_batch_size // (run.micro_batch_size * ranks)
+    return samples // (run.micro_batch_size * ranks)
 
 
 def _clip(optimizer: ChainedOptimizer, max_norm: float, total_norm: float) -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Dict, List, Union
 
 import numpy as np
 
 from loopmoe_train.config.schema import RunConfig
-from loopmoe_train.data.batches import BatchLoader
-from loopmoe_train.data.dataset import load_dataset
-from loopmoe_train.data.indexed import IndexedReader
+from loopmoe_train.data.batches import BatchLoader, Loader, MixtureLoader
+from loopmoe_train.data.dataset import DatasetInfo
+from loopmoe_train.data.mixture import Mixture, open_mixture
 from loopmoe_train.data.order import SampleOrder
 from loopmoe_train.data.tokenizer import Tokenizer
-from loopmoe_train.errors import Refused
+from loopmoe_train.evaluation.perplexity import HeldOut
 
 
 @dataclass
@@ -21,46 +21,62 @@ class Text:
     """Batches of both splits and what is needed to name and measure them."""
 
     tokenizer: Tokenizer
-    train: BatchLoader
-    valid: BatchLoader
+    mixture: Mixture
+    train: Loader
+    probe: Loader  # held-out text in the proportions of the training samples
+    valid: List[HeldOut]  # of every member, then of the datasets that are only measured
     vocab_size: int
     token_bytes: np.ndarray  # int64 [vocab]
-    fingerprint: str
     gzip_bits_per_byte: float
-    bytes_per_token: float  # mean of the training split
+    bytes_per_token: float  # mean of the training samples
+
+    @property
+    def identity(self) -> Union[str, Dict[str, str]]:
+        """Fingerprint of the dataset; of several, the share of the samples of each."""
+        mixture = self.mixture
+        return mixture.shares if len(mixture.members) > 1 else mixture.fingerprint
 
 
 def open_text(run: RunConfig) -> Text:
-    """Open the dataset that the front door prepared.
+    """Open the datasets that the front door checked.
 
     Raises:
-        Refused: no complete dataset in ``data.path``.
+        Refused: a dataset is missing, unfinished or damaged, or they do not fit together.
     """
-    folder = Path(run.data.path)
-    info = load_dataset(folder)
-    if info is None:
-        raise Refused(f"{folder}: no prepared dataset", "run `loopmoe data` first")
-    tokenizer = Tokenizer(folder / "tokenizer.model")
-    vocab_size = run.model.vocab_size or tokenizer.vocab_size
-    loaders = {}
-    for split in ("train", "valid"):
-        reader = IndexedReader(folder / split)
-        order = SampleOrder(
-            reader.document_lengths,
-            run.sequence_length,
-            run.seed,
-            info.fingerprint,
-            cache_dir=folder / "order" if split == "train" else None,
-            shuffle=split == "train",
-        )
-        loaders[split] = BatchLoader(reader, order, run.data)
+    mixture = open_mixture(run)
+    tokenizer = mixture.tokenizer_of.tokenizer()
+    infos = [member.info for member in mixture.members]
+    train = [_loader(run, info, "train") for info in infos]
+    valid = [_loader(run, info, "valid") for info in infos]
+    held_out = [
+        HeldOut(member.name, loader, True, member.info.gzip9_bits_per_byte)
+        for member, loader in zip(mixture.members, valid)
+    ]
+    for name, info in mixture.extra.items():
+        loader = _loader(run, info, "valid")
+        held_out.append(HeldOut(name, loader, False, info.gzip9_bits_per_byte))
+    interleave = mixture.interleave()
     return Text(
         tokenizer=tokenizer,
-        train=loaders["train"],
-        valid=loaders["valid"],
-        vocab_size=vocab_size,
+        mixture=mixture,
+        train=MixtureLoader(train, interleave),
+        probe=MixtureLoader(valid, interleave),
+        valid=held_out,
+        vocab_size=run.model.vocab_size or tokenizer.vocab_size,
         token_bytes=tokenizer.token_bytes(),
-        fingerprint=info.fingerprint,
-        gzip_bits_per_byte=info.gzip9_bits_per_byte,
-        bytes_per_token=info.train.bytes_per_token,
+        gzip_bits_per_byte=mixture.gzip9_bits_per_byte,
+        bytes_per_token=mixture.bytes_per_token,
     )
+
+
+def _loader(run: RunConfig, info: DatasetInfo, split: str) -> BatchLoader:
+    reader = info.reader(split)
+    order = SampleOrder(
+        reader.document_lengths,
+        run.sequence_length,
+        run.seed,
+        info.fingerprint,
+        cache_dir=info.prefix("order") if split == "train" else None,
+        shuffle=split == "train",
+    )
+    return BatchLoader(reader, order, run.data)

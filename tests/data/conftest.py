@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import List
 
@@ -59,3 +60,22 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, corpus_folder: Path) -> Da
     """The prepared corpus. Tests must not change its files."""
     folder = tmp_path_factory.mktemp("dataset")
     return ensure_prepared(make_config(folder, corpus_folder), lambda line: None)
+
+
+@pytest.fixture(scope="session")
+def second_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another corpus, a third of the size."""
+    path = tmp_path_factory.mktemp("second") / "lines.jsonl"
+    texts = [f"line {n}: " + "a b c d e f g " * (20 + n % 7) for n in range(30)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+@pytest.fixture(scope="session")
+def second_dataset(
+    tmp_path_factory: pytest.TempPathFactory, second_corpus: Path, dataset: DatasetInfo
+) -> DatasetInfo:
+    """The second corpus with the tokenizer of the first. Tests must not change its files."""
+    config = make_config(tmp_path_factory.mktemp("datasets") / "lines", second_corpus)
+    config.tokenizer.path = str(dataset.tokenizer_path)
+    return ensure_prepared(config, lambda line: None)

@@ -27,6 +27,7 @@ from loopmoe_train.model import build as build_module
 from loopmoe_train.model import init
 from loopmoe_train.model.build import bare, layer_names, unique_name
 from loopmoe_train.moe import experts
+from loopmoe_train.optim import ownership
 from loopmoe_train.parallel import groups
 from loopmoe_train.train.run import build
 from loopmoe_train.train.step import TrainState, train_step
@@ -92,6 +93,18 @@ def samples(run: RunConfig, first: int, count: int) -> Batch:
     return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), mask, positions, None)
 
 
+def join() -> None:
+    """Join the default group of this launch."""
+    select("cpu")
+    dist.init_process_group(
+        "gloo",
+        init_method=os.environ["LOOPMOE_RENDEZVOUS"],
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=timedelta(seconds=120),
+    )
+
+
 def run_cases(cases: List[Dict[str, Any]]) -> Dict[str, Any]:
     """Train every case in turn.
 
@@ -101,14 +114,7 @@ def run_cases(cases: List[Dict[str, Any]]) -> Dict[str, Any]:
     Returns:
         By name: losses, norms, and gradients, weights and router biases by unique name.
     """
-    select("cpu")
-    dist.init_process_group(
-        "gloo",
-        init_method=os.environ["LOOPMOE_RENDEZVOUS"],
-        rank=int(os.environ["RANK"]),
-        world_size=int(os.environ["WORLD_SIZE"]),
-        timeout=timedelta(seconds=120),
-    )
+    join()
     results = {}
     for case in cases:
         run = golden([f"cluster.devices={dist.get_world_size()}", *case["overrides"]])
@@ -152,6 +158,8 @@ def without(safeguard: str) -> Iterator[None]:
             undo.enter_context(
                 patch.object(finalize, "get_updated_expert_bias", _bias_of_this_rank_alone)
             )
+        elif safeguard == "owners share their weights":
+            undo.enter_context(patch.object(ownership.Owned, "share", lambda self: None))
         else:
             assert not safeguard, safeguard
         yield
@@ -176,7 +184,7 @@ def _train(run: RunConfig, steps: int) -> Dict[str, Any]:
         for name, buffer in bare(state.model[0]).named_buffers()
         if name.endswith("expert_bias")
     }
-    weights = {k: v for k, v in _named(state, lambda p: p.data).items()}
+    weights = {k: v for k, v in named(state, lambda p: p.data).items()}
     return dict(losses=losses, norms=norms, gradients=gradients, bias=bias, weights=weights)
 
 
@@ -187,14 +195,14 @@ def _capture_gradients(state: TrainState) -> Dict[str, torch.Tensor]:
 
     def prepare_and_capture() -> bool:
         if not captured:
-            captured.update(_named(state, lambda p: p.main_grad))
+            captured.update(named(state, lambda p: p.main_grad))
         return prepare()
 
     state.optimizer.prepare_grads = prepare_and_capture  # type: ignore[method-assign]
     return captured
 
 
-def _named(state: TrainState, pick: Any) -> Dict[str, torch.Tensor]:
+def named(state: TrainState, pick: Any) -> Dict[str, torch.Tensor]:
     """Full tensors by unique name: shards of the distributed optimizer and experts joined."""
     owned = _owned_ranges(state)
     prefixes = layer_names(state.run)
@@ -222,7 +230,7 @@ def _named(state: TrainState, pick: Any) -> Dict[str, torch.Tensor]:
 def _owned_ranges(state: TrainState) -> Dict[Any, Any]:
     """Parameter -> (start, end) of the part that this rank reduces; without sharding, nothing."""
     ranges: Dict[Any, Any] = {}
-    if state.run.parallel.distributed_optimizer:
+    if state.run.parallel.distributed_optimizer and state.run.optim.kind == "adamw":
         for parameter in bare(state.model[0]).parameters():
             ranges[parameter] = (0, 0)
         for part in state.optimizer.chained_optimizers:

@@ -26,6 +26,9 @@ SMALL = [
 ]  # fmt: skip
 
 
+NO_DROPOUT = ["model.hidden_dropout=0", "model.attention_dropout=0"]
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a corpus: a few modules of the standard library."""
@@ -128,15 +131,43 @@ def test_a_continued_run_is_bitwise_the_same(place: Path, run: Path) -> None:
     assert second[6]["elapsed_s"] > first[3]["elapsed_s"]
 
 
-def test_a_damaged_checkpoint_is_refused_by_name(place: Path, run: Path) -> None:
-    copy = _continued(place, run, "damaged")
-    file = copy / "checkpoints" / "step-3" / "rank-1.pt"
+def _damage(checkpoint: Path) -> None:
+    file = checkpoint / "rank-1.safetensors"
     content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[-100] ^= 1
     file.write_bytes(content)
-    done = train(place, "name=damaged")
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(place: Path, run: Path) -> None:
+    copy = place / "runs" / "damaged"
+    shutil.copytree(run, copy)
+    _damage(copy / "checkpoints" / "step-6")
+    done = train(place, "name=damaged", "steps=7")
+    assert done.returncode == 0, done.stderr
+    assert "step-6/rank-1.safetensors: damaged, tensor" in done.stdout
+    assert "continues from runs/damaged/checkpoints/step-3" in done.stdout
+    assert sorted(records(copy, "loss")) == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_no_whole_checkpoint_is_refused_by_name(place: Path, run: Path) -> None:
+    copy = _continued(place, run, "ruined")
+    _damage(copy / "checkpoints" / "step-3")
+    done = train(place, "name=ruined")
     assert done.returncode == 2
-    assert "rank-1.pt: damaged" in _one_line(done)
+    assert "rank-1.safetensors: damaged, tensor" in _one_line(done)
+
+
+def test_a_run_continues_on_another_layout(place: Path, run: Path) -> None:
+    copy = _continued(place, run, "alone")
+    done = train(place, "name=alone", "parallel=data", "cluster.devices=1", *NO_DROPOUT)
+    assert done.returncode == 2 and "hidden_dropout" in _one_line(done)  # not the same model
+    done = train(place, "name=alone", "parallel=data", "cluster.devices=1")
+    assert done.returncode == 0, done.stderr
+    found, wanted = records(copy, "loss"), records(run, "loss")
+    for step in (4, 5, 6):
+        assert found[step]["tokens"] == wanted[step]["tokens"]
+        # other dropout masks, the same samples
+        assert found[step]["loss"] == pytest.approx(wanted[step]["loss"], rel=2e-2)
 
 
 def _one_line(done: subprocess.CompletedProcess[str]) -> str:
@@ -254,6 +285,7 @@ REFUSED = {
     "name=../up": "must be one folder name",
     "runs_dir=texts/json-decoder.py": "cannot be used as a run folder",
     "name=first": "already trained for 6 steps",
+    "name=first optim=muon steps=9": "optim.kind 'adamw' -> 'muon'",
     "name=first seed=2 steps=9": "seed 1234 -> 2",
 }
 
