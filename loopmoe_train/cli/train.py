@@ -6,12 +6,9 @@ usage: loopmoe train [GROUP=PRESET ...] [setting=value ...]
   loopmoe train model=vanilla_tiny name=twin      its non-looped twin
   loopmoe train experiment=smoke                  a minute, to see that everything works
   loopmoe train data.source=~/texts data.path=datasets/texts name=texts
-<<<<<<< HEAD
   loopmoe train launcher=torchrun                 or launcher=mpirun; launcher.dry_run=true
                                                   prints the command
-=======
   loopmoe train 'data.mixture=[{path:datasets/web,weight:3},{path:datasets/code,weight:1}]'
->>>>>>> main
 
 Groups: model parallel cluster data tokenizer optim memory checkpoint observe launcher
 experiment. The composed run is written to runs/<name>/run.yaml; the same command continues
@@ -30,25 +27,11 @@ from typing import List
 def run(argv: List[str]) -> int:
     """Compose, check, prepare, launch, report; returns the exit code."""
     os.environ["LOOPMOE_STARTED"] = str(time.time())
-<<<<<<< HEAD
     from loopmoe_train.config.run_file import run_dir
     from loopmoe_train.launcher.supervise import launch
     from loopmoe_train.train.preflight import prepare
 
     config, _ = prepare(argv, print)
-=======
-    from loopmoe_train.config.compose import compose
-    from loopmoe_train.config.run_file import run_dir, save
-    from loopmoe_train.data.mixture import ensure_mixture
-    from loopmoe_train.launcher.local import launch
-    from loopmoe_train.launcher.preflight import check_machine, check_run_folder, check_text
-
-    config = compose(argv)
-    check_machine(config)
-    check_run_folder(config)
-    check_text(config, ensure_mixture(config, print))
-    save(config, run_dir(config) / "run.yaml")
->>>>>>> main
     launch(config)
     if config.launcher.dry_run:
         return 0

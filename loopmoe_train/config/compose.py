@@ -34,11 +34,9 @@ _OTHER_NAMES = {
     "dropout": "model.hidden_dropout",
 }
 
-<<<<<<< HEAD
-_LISTS = ("data.source", "memory.recompute_modules", "launcher.arguments")
-=======
-_LISTS = ("data.source", "data.validation", "memory.recompute_modules")
->>>>>>> main
+_LISTS = (
+    "data.source", "data.validation", "memory.recompute_modules", "launcher.arguments",
+)  # fmt: skip
 
 
 def compose(overrides: Sequence[str]) -> RunConfig:

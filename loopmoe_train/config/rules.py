@@ -228,7 +228,6 @@ def _memory(config: RunConfig) -> Problems:
         )
 
 
-<<<<<<< HEAD
 def _launcher(config: RunConfig) -> Problems:
     if config.launcher.kind == "local" and config.launcher.arguments:
         yield "launcher.arguments are for launcher=torchrun or mpirun: leave them out"
@@ -237,7 +236,8 @@ def _launcher(config: RunConfig) -> Problems:
             f"launcher.heartbeat_seconds={config.launcher.heartbeat_seconds}: must be above 0.5 "
             "(a rank beats every 0.25 s)"
         )
-=======
+
+
 def _mixture(config: RunConfig) -> Problems:
     members, extra = config.data.mixture, config.data.validation
     for number, member in enumerate(members):
@@ -272,7 +272,6 @@ def dataset_names(config: RunConfig) -> List[str]:
 
 def _last(path: str) -> str:
     return os.path.basename(os.path.abspath(path)) if path else ""
->>>>>>> main
 
 
 def _names(config: RunConfig) -> Problems:
@@ -281,11 +280,7 @@ def _names(config: RunConfig) -> Problems:
 
 
 RULES: Sequence[Callable[[RunConfig], Problems]] = (
-<<<<<<< HEAD
-    _choices, _sizes, _model, _batch, _parallel, _memory, _launcher, _names,
-=======
-    _choices, _sizes, _model, _batch, _parallel, _optimizer, _memory, _mixture, _names,
->>>>>>> main
+    _choices, _sizes, _model, _batch, _parallel, _optimizer, _memory, _mixture, _launcher, _names,
 )  # fmt: skip
 
 

@@ -33,14 +33,10 @@ from typing import Callable, List, NoReturn, Tuple
 
 from loopmoe_train.config import run_file
 from loopmoe_train.config.schema import RunConfig
-<<<<<<< HEAD
 from loopmoe_train.errors import AlreadyTold, LoopMoEError, RankLost, Refused, RunFailed
 from loopmoe_train.parallel.environment import place
-from loopmoe_train.train import heartbeat
-=======
-from loopmoe_train.errors import LoopMoEError, RankLost, RunFailed
 from loopmoe_train.redact import redact, redact_output
->>>>>>> main
+from loopmoe_train.train import heartbeat
 
 # How gloo, NCCL and torch's store say that a peer is silent or gone.
 _HUNG = ("Timed out waiting", "collective operation timeout", "Timed out after", "timed out after")
@@ -51,12 +47,8 @@ _LOST = (
 
 
 def main(argv: List[str], body: Callable[[RunConfig], None]) -> int:
-<<<<<<< HEAD
     """Run ``body`` on the run that ``argv`` names or composes; returns the exit code."""
-=======
-    """Run ``body`` on the run named by ``--run``; returns the exit code."""
     redact_output()
->>>>>>> main
     try:
         rank = place().rank
         _redirect(rank)
@@ -123,15 +115,9 @@ def _tell(error: LoopMoEError, lost_peer: bool) -> int:
     except Refused:
         rank = 0
     entry = dict(
-<<<<<<< HEAD
         rank=rank,
-        what=error.what,
-        fix=error.fix,
-=======
-        rank=int(os.environ.get("RANK", "0")),
         what=redact(error.what),
         fix=redact(error.fix),
->>>>>>> main
         exit_code=error.exit_code,
         lost_peer=lost_peer,
         time=time.time(),

@@ -17,7 +17,7 @@ import torch
 
 from loopmoe_train.config import run_file
 from loopmoe_train.config.schema import RunConfig
-from loopmoe_train.data.prepare import ensure_prepared
+from loopmoe_train.data.mixture import ensure_mixture
 from loopmoe_train.errors import AlreadyTold, LoopMoEError, Refused
 from loopmoe_train.parallel.environment import Place, place
 from loopmoe_train.parallel.rendezvous import store
@@ -92,7 +92,7 @@ def _wait_for_readers(readers: int) -> None:
 
 def _prepare_here(run: RunConfig, here: Place, fingerprint: str) -> None:
     check_machine(run, here.local_world)
-    found = ensure_prepared(run, lambda line: print(line, file=sys.stderr, flush=True))
+    found = ensure_mixture(run, lambda line: print(line, file=sys.stderr, flush=True))
     if found.fingerprint != fingerprint:
         raise Refused(
             f"rank {here.rank}: {run.data.path} holds another dataset here than on rank 0",

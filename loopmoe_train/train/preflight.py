@@ -11,12 +11,7 @@ from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Tuple
 
 from loopmoe_train.config.run_file import load, run_dir, save
 from loopmoe_train.config.schema import RunConfig
-<<<<<<< HEAD:loopmoe_train/train/preflight.py
-from loopmoe_train.data.dataset import DatasetInfo
-from loopmoe_train.data.prepare import ensure_prepared
-=======
-from loopmoe_train.data.mixture import Mixture
->>>>>>> main:loopmoe_train/launcher/preflight.py
+from loopmoe_train.data.mixture import Mixture, ensure_mixture
 from loopmoe_train.errors import Refused
 
 # Changing these in a run folder that has checkpoints is a continuation, not another run.
@@ -28,10 +23,9 @@ _FREE = (
 _FIXED = ("optim.kind",)  # Adam's states are of no use to Muon
 
 
-<<<<<<< HEAD:loopmoe_train/train/preflight.py
 def prepare(
     overrides: Sequence[str], say: Callable[[str], None], devices_here: Optional[int] = None
-) -> Tuple[RunConfig, DatasetInfo]:
+) -> Tuple[RunConfig, Mixture]:
     """From a command line to a run that can start: composed, checked, data there, run.yaml written.
 
     Args:
@@ -46,18 +40,14 @@ def prepare(
     run = compose(overrides)
     check_machine(run, devices_here)
     check_run_folder(run)
-    text = ensure_prepared(run, say)
+    text = ensure_mixture(run, say)
     check_text(run, text)
     save(run, run_dir(run) / "run.yaml")
     return run, text
 
 
 def check_machine(run: RunConfig, devices_here: Optional[int] = None) -> None:
-    """Refuse a device that this machine does not have.
-=======
-def check_machine(run: RunConfig) -> None:
     """Refuse a device or package that this machine does not have.
->>>>>>> main:loopmoe_train/launcher/preflight.py
 
     Args:
         devices_here: devices needed on this machine; ``cluster.devices`` if None.

@@ -27,11 +27,8 @@ from loopmoe_train.evaluation.sample import sample_text
 from loopmoe_train.model.build import build_model, layer_names
 from loopmoe_train.optim.build import build_optimizer
 from loopmoe_train.parallel import groups
-<<<<<<< HEAD
-from loopmoe_train.train import faults, heartbeat
-=======
 from loopmoe_train.spec.batch import global_batch
->>>>>>> main
+from loopmoe_train.train import faults, heartbeat
 from loopmoe_train.train.gradients import describe_non_finite
 from loopmoe_train.train.recorder import Recorder
 from loopmoe_train.train.step import TrainState, micro_steps, train_step
@@ -122,24 +119,10 @@ def restore(state: TrainState, text: Text, note: Callable[[str], None] = print) 
     return folder
 
 
-<<<<<<< HEAD
-def save(state: TrainState, text: Text) -> Path:
-    """Write a checkpoint of the present step (a collective call)."""
-    heartbeat.at("save", state.step)
-    faults.at("save", state.step, state)
-    captured = checkpoint_state.capture(
-        state.model,
-        state.optimizer,
-        state.scheduler,
-        layer_names(state.run),
-        {"step": state.step, "consumed": state.consumed},
-    )
-    root = run_dir(state.run) / "checkpoints"
-    about = _identity(state.run, text)
-    return store.save(root, state.step, captured, about, state.run.checkpoint.keep)
-=======
 def save(state: TrainState, text: Text, saver: Saver) -> None:
     """Begin a checkpoint of the present step (a collective call)."""
+    heartbeat.at("save", state.step)
+    faults.at("save", state.step, state)
     position = {"step": state.step, "consumed": state.consumed}
     shards, common = capture(_trained(state), position)
     saver.start(state.step, shards, common, _identity(state.run, text), _layout(state.run))
@@ -157,7 +140,6 @@ def _trained(state: TrainState) -> Trained:
 def _layout(run: RunConfig) -> Dict[str, Any]:
     """What may differ; random states are restored where it does not."""
     return dict(parallel=asdict(run.parallel), devices=run.cluster.devices)
->>>>>>> main
 
 
 def _identity(run: RunConfig, text: Text) -> Dict[str, Any]:
@@ -204,21 +186,13 @@ def evaluate(state: TrainState, text: Text, recorder: Recorder) -> None:
     recorder.validation(result, routing, gates)
 
 
-<<<<<<< HEAD
-def _finish(state: TrainState, text: Text, recorder: Recorder) -> None:
-    """Last validation, checkpoint, sampled text."""
-    heartbeat.at("finish", state.step)
-    root = run_dir(state.run) / "checkpoints"
-    if not (store.step_folder(root, state.step) / store.MANIFEST).exists() and state.step:
-        recorder.note(f"saved {save(state, text)}")
-=======
 def _finish(state: TrainState, text: Text, recorder: Recorder, saver: Saver) -> None:
     """Last checkpoint, validation, sampled text."""
+    heartbeat.at("finish", state.step)
     if saver.last_step != state.step:
         save(state, text, saver)
     _note_saved(recorder, saver.finish())
     dist.barrier()  # rank 0 has committed it
->>>>>>> main
     if recorder.stop_signal is not None:
         recorder.note(
             f"stopped by {recorder.stop_signal} after step {state.step}; "
