@@ -35,7 +35,6 @@ from loopmoe_train.train.step import TrainState, train_step
 
 STEPS_PER_BLOCK = 6
 CORRUPTIONS = 1000
-INTERVAL_S = 300  # what the stall is set against: a checkpoint every five minutes
 
 
 def measure(run: RunConfig) -> None:

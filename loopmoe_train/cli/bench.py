@@ -2,11 +2,13 @@
 
 usage: loopmoe bench train [--against megatron] [--json FILE] [setting=value ...]
        loopmoe bench resume [--kills N] [--json FILE] [setting=value ...]
+       loopmoe bench checkpoint [--json FILE] [setting=value ...]
 
   train   tokens/s of 2 ranks with expert parallelism against megatron-core's own GPTModel
           (local specs, DotProductAttention, SequentialMLP), and against the same given
           torch's fused attention and grouped matrix product; interleaved pairs, medians.
   resume  time from the kill of a random rank to its notice and to the next step, 10 kills.
+  checkpoint  what a save costs the steps around it, and how many of 1,000 corruptions are found.
 
 Every benchmark prints a table and ends with one line `headline: name=value ...`.
 """
@@ -18,6 +20,8 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List
 
 from loopmoe_train.errors import Refused
+
+INTERVAL_S = 300  # what a save's stall is set against
 
 
 def run(argv: List[str]) -> int:
@@ -41,7 +45,10 @@ def run(argv: List[str]) -> int:
             names.append(word)
     show: Callable[[Dict[str, Any]], None]
     if names == ["train"]:
-        table, show = _train(overrides), _show
+        table, show = _on_ranks("loopmoe_train.bench.train", overrides), _show
+    elif names == ["checkpoint"]:
+        own = ["name=bench-checkpoint", *overrides]
+        table, show = _on_ranks("loopmoe_train.bench.checkpoint", own), _show_checkpoint
     elif names == ["resume"]:
         from loopmoe_train.bench import resume
         from loopmoe_train.launcher.supervise import launch
@@ -49,7 +56,8 @@ def run(argv: List[str]) -> int:
         table, show = resume.measure(overrides, kills, launch), resume.show
     else:
         raise Refused(
-            f"bench {' '.join(names)}: there is no such benchmark", "use `bench train` or `resume`"
+            f"bench {' '.join(names)}: there is no such benchmark",
+            "use `bench train`, `bench resume` or `bench checkpoint`",
         )
     if out is not None:
         Path(out).write_text(json.dumps(table, indent=1) + "\n")
@@ -63,16 +71,35 @@ def _count(word: str) -> int:
     return int(word)
 
 
-def _train(overrides: List[str]) -> Dict[str, Any]:
+def _on_ranks(module: str, overrides: List[str]) -> Dict[str, Any]:
     from loopmoe_train.config.compose import compose
     from loopmoe_train.config.run_file import run_dir, save
     from loopmoe_train.launcher.supervise import launch
 
     config = compose(["experiment=bench_train", *overrides])
     save(config, run_dir(config) / "run.yaml")
-    launch(config, module="loopmoe_train.bench.train")
+    launch(config, module=module)
     table: Dict[str, Any] = json.loads((run_dir(config) / "bench.json").read_text())
     return table
+
+
+def _show_checkpoint(table: Dict[str, Any]) -> None:
+    stall, corruptions = table["stall_s"], table["corruptions"]
+    share = {mode: stall[mode] / INTERVAL_S for mode in stall}
+    print(f"\n{table['bytes'] / 1e6:.1f} MB on rank 0, medians of {table['blocks']} blocks")
+    print(f"step without a save    {table['step_s']:.3f} s")
+    for mode, text in (("waiting", "step waits for it"), ("background", "written behind")):
+        low, high = table["stall_range_s"][mode]
+        print(f"stall, {text:17} {stall[mode]:.3f} s ({low:.3f} to {high:.3f}), "
+              f"{100 * share[mode]:.2f} % of a save every {INTERVAL_S // 60} minutes")  # fmt: skip
+    hashing = table["hash_s"] / table["write_s"]
+    print(f"hashing                {100 * hashing:.1f} % of the time of writing")
+    print(f"corruptions            {corruptions['found']} of {corruptions['planted']} found")
+    print(
+        f"headline: stall_sync_s={stall['waiting']:.3f} stall_async_s={stall['background']:.3f} "
+        f"hash_share={hashing:.3f} corruptions_found={corruptions['found']} "
+        f"corruptions_planted={corruptions['planted']}"
+    )
 
 
 def _show(table: Dict[str, Any]) -> None:
