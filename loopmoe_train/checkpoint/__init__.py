@@ -4,6 +4,6 @@
 ``manifest.py`` what makes a folder a checkpoint . ``save.py`` ``load.py`` the two ways.
 
 Not stored in core's own ``torch_dist`` format: that reads its metadata with ``pickle.load``, so a
-crafted checkpoint runs code, and no part of it notices a flipped bit in tensor data
-(facts/reliability.md, sections 0 and 2). Here tensors are safetensors files and the index is JSON.
+crafted checkpoint runs code, and no part of it notices a flipped bit in tensor data.
+Here tensors are safetensors files and the index is JSON.
 """

@@ -61,6 +61,10 @@ def capture(trained: Trained, position: Dict[str, int]) -> Tuple[List[Shard], by
     Args:
         position: step and consumed samples.
     """
+    for chunk in trained.model:
+        if chunk.ddp_config.overlap_param_gather:
+            # What the last step updated is gathered by the next forward: too late for us.
+            chunk.start_param_sync(force_sync=True)
     described = _described(trained, is_loading=False)
     described["scheduler"] = trained.scheduler.state_dict()
     described["position"] = position
@@ -118,7 +122,11 @@ class Restore:
             real = [name for name in missing if not name.endswith("_extra_state")]
             if real or unexpected:
                 raise RuntimeError(f"weights do not fit: missing {real}, unexpected {unexpected}")
+        fresh = {name: trained.optimizer.param_groups[0].get(name) for name in ("max_lr", "min_lr")}
         trained.optimizer.load_state_dict(state["optimizer"])
+        for group in trained.optimizer.param_groups:
+            # The rates of this run, not of the one that saved: core keeps them per group.
+            group.update({name: rate for name, rate in fresh.items() if rate is not None})
         trained.scheduler.load_state_dict(state["scheduler"])
         if random:
             _set_random_states(random)

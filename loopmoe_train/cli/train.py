@@ -5,7 +5,7 @@ usage: loopmoe train [GROUP=PRESET ...] [setting=value ...]
   loopmoe train                                   the quickstart: loopmoe_tiny, 2 processes
   loopmoe train model=vanilla_tiny name=twin      its non-looped twin
   loopmoe train experiment=smoke                  a minute, to see that everything works
-  loopmoe train data.source=~/texts data.path=datasets/texts name=texts
+  loopmoe train data.source=$HOME/texts data.path=datasets/texts name=texts
   loopmoe train launcher=torchrun                 or launcher=mpirun; launcher.dry_run=true
                                                   prints the command
   loopmoe train 'data.mixture=[{path:datasets/web,weight:3},{path:datasets/code,weight:1}]'

@@ -16,7 +16,7 @@ from loopmoe_train.errors import Refused
 
 Problems = Iterator[str]
 
-RECOMPUTE_MODULES = ("core_attn", "moe", "mlp", "mla_up_proj", "shared_experts", "moe_act")
+RECOMPUTE_MODULES = ("core_attn", "moe", "mlp", "mla_up_proj", "shared_experts")
 
 _CHOICES = {
     "precision": ("fp32", "bf16"),

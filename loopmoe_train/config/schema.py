@@ -49,7 +49,7 @@ class MoEConfig:
 
 @dataclass
 class LoopConfig:
-    """The loop body (arXiv 2606.04438, sections 1-2 of the facts)."""
+    """The loop body (arXiv 2606.04438)."""
 
     iterations: int = 4  # K; 1: not looped
     conditioning: str = "iter_adaln"  # iter_adaln | none (a loop that cannot tell iterations apart)

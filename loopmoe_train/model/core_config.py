@@ -48,7 +48,7 @@ def transformer_config(run: RunConfig) -> TransformerConfig:
         params_dtype=dtype,
         pipeline_dtype=dtype,
         autocast_dtype=dtype,
-        # A loss per token is what makes layouts agree (facts/megatron.md, section 8).
+        # A loss per token is what makes layouts agree.
         calculate_per_token_loss=True,
         expert_model_parallel_size=run.parallel.expert_parallel_size,
         # Kernels of TransformerEngine or Apex, or torch.compile at import: never needed here.

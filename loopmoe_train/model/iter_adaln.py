@@ -1,6 +1,6 @@
 """IterAdaLN: the norm that tells a looped layer which iteration it is in.
 
-arXiv 2606.04438, section 2 (facts/loopmoe.md section 2). For a token state h in iteration k:
+arXiv 2606.04438. For a token state h in iteration k:
 
     v_k = MLP_iter(PE(k))                       one vector per iteration
     c   = Linear(h) + v_k                       token-wise condition

@@ -15,7 +15,7 @@ class VisitRouter(TopKRouter):
     """A router that counts what each visit does.
 
     The selection bias and the counts that move it belong to the layer and pool all its
-    iterations (facts/loopmoe.md section 3); the statistics here belong to one visit, since
+    iterations ; the statistics here belong to one visit, since
     routing differs by iteration. They are counted where gradients are on, as core counts its
     own: so evaluation does not count, and under recomputation each token counts once.
 

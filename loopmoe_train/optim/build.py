@@ -155,6 +155,8 @@ def _schedule(run: RunConfig, optimizer: MegatronOptimizer) -> OptimizerParamSch
         end_wd=optim.weight_decay,
         wd_incr_steps=run.steps,
         wd_incr_style="constant",
+        # A run that is continued with other settings follows those, not the checkpoint's.
+        override_opt_param_scheduler=True,
         wsd_decay_steps=decay if optim.schedule == "wsd" else None,
         lr_wsd_decay_style="linear",
     )

@@ -39,7 +39,13 @@ from loopmoe_train.redact import redact, redact_output
 from loopmoe_train.train import heartbeat
 
 # How gloo, NCCL and torch's store say that a peer is silent or gone.
-_HUNG = ("Timed out waiting", "collective operation timeout", "Timed out after", "timed out after")
+_HUNG = (
+    "Timed out waiting",
+    "Wait timeout",
+    "collective operation timeout",
+    "Timed out after",
+    "timed out after",
+)
 _LOST = (
     "DistBackendError", "DistNetworkError", "Connection closed by peer", "Connection reset by peer",
     "Broken pipe",

@@ -100,6 +100,11 @@ def check_run_folder(run: RunConfig) -> None:
             f"checkpoint.resume={wish}: not a whole checkpoint (it has no manifest.json)",
             "name a folder such as runs/<name>/checkpoints/step-<n>, or use auto or none",
         )
+    if wish == "none" and list(folder.glob("checkpoints/step-*/manifest.json")):
+        raise Refused(
+            f"checkpoint.resume=none but {folder} holds checkpoints: a new run would mix with them",
+            "choose another name=, or delete the folder",
+        )
     if wish != "auto" or not list(folder.glob("checkpoints/step-*/manifest.json")):
         return
     before, now = asdict(load(folder / "run.yaml")), asdict(run)

@@ -1,4 +1,4 @@
-"""What step 0 must be (facts/loopmoe.md, section 2): gamma = beta = alpha = 0 in the body."""
+"""What step 0 must be: gamma = beta = alpha = 0 in the body."""
 
 from __future__ import annotations
 

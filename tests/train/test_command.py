@@ -142,11 +142,14 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(place: Path, run
     copy = place / "runs" / "damaged"
     shutil.copytree(run, copy)
     _damage(copy / "checkpoints" / "step-6")
-    done = train(place, "name=damaged", "steps=7")
+    done = train(place, "name=damaged", "steps=7", "optim.lr=1e-3", "optim.min_lr=1e-3")
     assert done.returncode == 0, done.stderr
     assert "step-6/rank-1.safetensors: damaged, tensor" in done.stdout
     assert "continues from runs/damaged/checkpoints/step-3" in done.stdout
-    assert sorted(records(copy, "loss")) == [1, 2, 3, 4, 5, 6, 7]
+    lines = records(copy, "loss")
+    assert sorted(lines) == [1, 2, 3, 4, 5, 6, 7]
+    # The schedule is the one asked for now, not the one in the checkpoint.
+    assert lines[7]["lr"] == pytest.approx(1e-3) and lines[3]["lr"] > 1.1e-3
 
 
 def test_no_whole_checkpoint_is_refused_by_name(place: Path, run: Path) -> None:
@@ -287,6 +290,7 @@ REFUSED = {
     "runs_dir=texts/json-decoder.py": "cannot be used as a run folder",
     "name=first": "already trained for 6 steps",
     "name=first optim=muon steps=9": "optim.kind 'adamw' -> 'muon'",
+    "name=first checkpoint.resume=none": "a new run would mix",
     "name=first seed=2 steps=9": "seed 1234 -> 2",
 }
 
