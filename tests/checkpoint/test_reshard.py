@@ -33,7 +33,8 @@ SAVED = {
 }
 MUON = [("EP2 muon", "one muon"), ("one muon", "DP2 muon"), ("one muon", "EP2 muon")]
 CONTINUED = {
-    1: [("EP2", "one"), ("DP2", "one"), ("one", "one"), ("EP2 overlapped", "one"), MUON[0], ("one muon", "one muon")],
+    1: [("EP2", "one"), ("DP2", "one"), ("one", "one"), ("EP2 overlapped", "one"), MUON[0],
+        ("one muon", "one muon")],
     2: [("one", "EP2"), ("one", "DP2"), ("DP2", "EP2"), ("EP2", "DP2"), ("EP2", "EP2"),
         ("EP2", "EP2 overlapped"), ("EP2 whole", "DP2 whole"), *MUON[1:],
         ("EP2 muon", "EP2 muon"), ("EP2 muon bf16", "EP2 muon bf16")],
