@@ -28,6 +28,7 @@ _CHOICES = {
     "model.loop.gate": ("vector", "scalar"),
     "cluster.device": ("cpu", "cuda", "npu"),
     "tokenizer.kind": ("bpe", "unigram"),
+    "optim.kind": ("adamw", "muon"),
     "optim.schedule": ("cosine", "wsd", "constant"),
     "memory.recompute": ("none", "selective", "full"),
     "observe.wandb": ("off", "offline", "online"),
@@ -42,7 +43,7 @@ _AT_LEAST_ONE = (
     "model.attention.num_query_groups model.moe.num_experts model.moe.top_k "
     "model.moe.expert_hidden_size model.loop.iterations model.loop.iteration_code_size "
     "parallel.expert_parallel_size observe.log_interval launcher.threads_per_rank "
-    "tokenizer.train_bytes"
+    "tokenizer.train_bytes optim.newton_schulz_steps"
 ).split()
 
 _AT_LEAST_ZERO = (
@@ -85,10 +86,12 @@ def _sizes(config: RunConfig) -> Problems:
         if get(config, path) < 0:  # type: ignore[operator]
             yield f"{path}={get(config, path)}: must not be negative"
     for path in ("optim.lr", "optim.eps", "launcher.timeout_minutes", "model.init_std",
-                 "model.norm_epsilon", "model.attention.rotary_base"):  # fmt: skip
+                 "model.norm_epsilon", "model.attention.rotary_base", "optim.update_rms",
+                 ):  # fmt: skip
         if not get(config, path) > 0:  # type: ignore[operator]
             yield f"{path}={get(config, path)}: must be above 0"
-    for path in ("model.hidden_dropout", "model.attention_dropout", "optim.beta1", "optim.beta2"):
+    for path in ("model.hidden_dropout", "model.attention_dropout", "optim.beta1", "optim.beta2",
+                 "optim.momentum"):  # fmt: skip
         if not 0 <= get(config, path) < 1:  # type: ignore[operator]
             yield f"{path}={get(config, path)}: must be in [0, 1)"
     for path in ("model.vocab_size", "model.loop.bottleneck", "model.attention.q_lora_rank",
@@ -200,6 +203,21 @@ def _parallel(config: RunConfig) -> Problems:
         yield "parallel.overlap_param_gather needs parallel.overlap_grad_reduce=true"
 
 
+def _optimizer(config: RunConfig) -> Problems:
+    if config.optim.kind != "muon":
+        return
+    if not config.parallel.distributed_optimizer:
+        yield (
+            "optim.kind=muon spreads whole matrices over the data-parallel ranks: "
+            "set parallel.distributed_optimizer=true"
+        )
+    if config.parallel.overlap_param_gather:
+        yield (
+            "parallel.overlap_param_gather gathers shards of core's distributed optimizer, which "
+            "optim.kind=muon does not use: set it to false"
+        )
+
+
 def _memory(config: RunConfig) -> Problems:
     selective = config.memory.recompute == "selective"
     if selective != bool(config.memory.recompute_modules):
@@ -251,7 +269,7 @@ def _names(config: RunConfig) -> Problems:
 
 
 RULES: Sequence[Callable[[RunConfig], Problems]] = (
-    _choices, _sizes, _model, _batch, _parallel, _memory, _mixture, _names,
+    _choices, _sizes, _model, _batch, _parallel, _optimizer, _memory, _mixture, _names,
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import yaml
 
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused
+from loopmoe_train.redact import secrets
 
 _HEADER = """\
 # Written by loopmoe; the run as it was started, with nothing left to choose.
@@ -32,10 +33,21 @@ def dump(config: RunConfig) -> str:
 
 
 def save(config: RunConfig, path: Path) -> None:
-    """Write ``path`` atomically."""
+    """Write ``path`` atomically.
+
+    Raises:
+        Refused: a setting holds a secret of the environment.
+    """
+    text = dump(config)
+    for name, value in secrets().items():
+        if value in text:
+            raise Refused(
+                f"a setting holds the value of ${name}, which would go into {path}",
+                "leave it in the environment, or choose another value",
+            )
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    partial.write_text(_HEADER + dump(config), encoding="utf-8")
+    partial.write_text(_HEADER + text, encoding="utf-8")
     os.replace(partial, path)
 
 

@@ -87,7 +87,7 @@ class ParallelConfig:
     """Split of model and data over the ranks. Data-parallel size = devices / the rest."""
 
     expert_parallel_size: int = 1
-    distributed_optimizer: bool = True
+    distributed_optimizer: bool = True  # optimizer states are spread over data-parallel ranks
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
 
@@ -141,8 +141,9 @@ class TokenizerConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW and its schedule."""
+    """The optimizer and its schedule."""
 
+    kind: str = "adamw"  # adamw | muon: Muon for matrices inside layers, AdamW for the rest
     lr: float = 4e-3
     min_lr: float = 4e-4
     schedule: str = "cosine"  # cosine | wsd | constant
@@ -153,6 +154,11 @@ class OptimConfig:
     beta2: float = 0.95
     eps: float = 1e-8
     clip_grad: float = 1.0  # 0: no clipping
+    # muon
+    momentum: float = 0.95
+    nesterov: bool = True
+    newton_schulz_steps: int = 5
+    update_rms: float = 0.2  # RMS of an update at lr=1; AdamW's is about that
 
 
 @dataclass
@@ -178,6 +184,7 @@ class ObserveConfig:
     """What the user sees while the run goes on and after it."""
 
     log_interval: int = 1
+    tensorboard: bool = False  # event files in the run folder's tensorboard/
     wandb: str = "off"  # off | offline | online
     wandb_project: str = "loopmoe"
     sample_prompt: str = "def "

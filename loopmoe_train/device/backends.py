@@ -28,6 +28,8 @@ class Backend:
     compiles: bool = False
     #: dtype of a few numbers that are summed over ranks
     sum_dtype: torch.dtype = torch.float64
+    #: dtype of matrix products that bear rounding (Newton-Schulz)
+    product_dtype: torch.dtype = torch.bfloat16
 
     def __init__(self, module: Any) -> None:
         self._module = module

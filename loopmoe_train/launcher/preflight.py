@@ -20,16 +20,23 @@ _FREE = (
     "cluster", "parallel", "memory", "micro_batch_size",
     "data.validation",
 )  # fmt: skip
+_FIXED = ("optim.kind",)  # Adam's states are of no use to Muon
 
 
 def check_machine(run: RunConfig) -> None:
-    """Refuse a device that this machine does not have.
+    """Refuse a device or package that this machine does not have.
 
     Raises:
-        Refused: torch or the device's driver is missing, or there are too few devices.
+        Refused: torch, tensorboard or the device's driver is missing, or there are too few
+            devices.
     """
     if importlib.util.find_spec("torch") is None:
         raise Refused("torch is not installed", "run `make setup`, or pip install loopmoe-train")
+    if run.observe.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise Refused(
+            "observe.tensorboard=true but the package tensorboard is not installed",
+            "pip install 'loopmoe-train[tensorboard]', or set it to false",
+        )
     if run.cluster.device == "cpu":
         return
     from loopmoe_train.device.accelerator import select
@@ -72,7 +79,7 @@ def check_run_folder(run: RunConfig) -> None:
     changed = [
         f"{key} {old!r} -> {new!r}"
         for key, old, new in _differences(before, now)
-        if key.split(".")[0] not in _FREE and key not in _FREE
+        if key in _FIXED or (key.split(".")[0] not in _FREE and key not in _FREE)
     ]
     if changed:
         raise Refused(

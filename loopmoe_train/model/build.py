@@ -48,7 +48,8 @@ def build_model(run: RunConfig, vocab_size: int) -> List[DistributedDataParallel
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=run.parallel.overlap_grad_reduce,
         overlap_param_gather=run.parallel.overlap_param_gather,
-        use_distributed_optimizer=run.parallel.distributed_optimizer,
+        # Muon's owners need the gradients of whole matrices: all-reduced, not scattered by ranges.
+        use_distributed_optimizer=run.parallel.distributed_optimizer and run.optim.kind == "adamw",
     )
     return [DistributedDataParallel(config, ddp, model)]
 

@@ -30,6 +30,27 @@ def to_plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
+def scalars(record: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a record by name, without its step: what a curve can show."""
+    plain = to_plain(record)
+    return {
+        name: float(value)
+        for name, value in plain.items()
+        if name != "step" and isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+
+
+def last_steps(path: Path) -> dict[str, float]:
+    """Name to the last step at which the file has a number of that name; {} without a file."""
+    last: dict[str, float] = {}
+    for line in _text(path).split("\n") if path.exists() else []:
+        record = _parse(line)
+        if record is not None and isinstance(record.get("step"), (int, float)):
+            for name in scalars(record):
+                last[name] = max(record["step"], last.get(name, record["step"]))
+    return last
+
+
 def dump_line(record: dict[str, Any]) -> str:
     """One record as one line, with its newline."""
     return json.dumps(to_plain(record), allow_nan=False) + "\n"

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from loopmoe_train.errors import RunFailed
 from loopmoe_train.observe.jsonl import dump_line, rewind_jsonl, to_plain
+from loopmoe_train.redact import redact
 
 
 class Sink(Protocol):
@@ -96,12 +97,15 @@ class WandbSink:
     """Weights & Biases, never at the cost of the run.
 
     The first exception of wandb becomes one warning line and switches this sink off.
-    A resumed run continues under the same id, kept in ``run_dir/wandb_id``.
+    A resumed run continues under the same id, kept in ``run_dir/wandb_id``. What wandb has
+    been given cannot be taken back: steps that a resumed run repeats are not sent again.
 
     Args:
         mode: "offline" (files under run_dir/wandb, for ``wandb sync``), "online" or "off".
         config: plain nested dict shown beside the curves; pass the run configuration and
             nothing from the environment.
+        sent: of a run that is continued, name to last step of what metrics.jsonl held
+            (:func:`loopmoe_train.observe.jsonl.last_steps`); None starts a new wandb run.
         warn: takes the warning line; default: stderr.
     """
 
@@ -112,13 +116,20 @@ class WandbSink:
         name: str,
         run_dir: Path | str,
         config: dict[str, Any] | None = None,
+        sent: dict[str, float] | None = None,
         warn: Callable[[str], None] | None = None,
     ) -> None:
-        self._warn = warn or _to_stderr
+        self._warn = warn or to_stderr
         self._run: Any = None
+        self._sent: dict[str, float] = {}
         if mode == "off":
             return
+        id_file = Path(run_dir) / "wandb_id"
         try:
+            if sent is None:
+                id_file.unlink(missing_ok=True)
+            elif id_file.exists():
+                self._sent = sent
             self._run = _start_wandb(mode, project, name, Path(run_dir), config or {})
         except Exception as error:  # whatever it is, the run is worth more than its curves
             self._give_up("start", error)
@@ -128,7 +139,10 @@ class WandbSink:
             return
         try:
             # the step travels as a value: wandb's own counter refuses to go back on resume
-            self._run.log(to_plain(record))
+            step = record["step"]
+            new = {k: v for k, v in to_plain(record).items() if step > self._sent.get(k, -1)}
+            if len(new) > 1:  # more than the step
+                self._run.log(new)
         except Exception as error:
             self._give_up("log", error)
 
@@ -143,10 +157,7 @@ class WandbSink:
 
     def _give_up(self, action: str, error: Exception) -> None:
         self._run = None
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        key = os.environ.get("WANDB_API_KEY")
-        if key:
-            reason = reason.replace(key, "***")
+        reason = redact(" ".join(f"{type(error).__name__}: {error}".split()))[:200]
         self._warn(f"wandb could not {action} ({reason}); training goes on, see metrics.jsonl")
 
 
@@ -172,7 +183,8 @@ class MultiSink:
             raise first
 
 
-def _to_stderr(line: str) -> None:
+def to_stderr(line: str) -> None:
+    """Where a sink's warning goes unless told otherwise."""
     print(f"warning: {line}", file=sys.stderr, flush=True)
 
 

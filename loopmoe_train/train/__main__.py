@@ -16,6 +16,7 @@ from typing import Callable, List, NoReturn, Tuple
 from loopmoe_train.config import run_file
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import LoopMoEError, RankLost, RunFailed
+from loopmoe_train.redact import redact, redact_output
 
 # How gloo, NCCL and torch's store say that a peer is silent or gone.
 _HUNG = ("Timed out waiting", "collective operation timeout", "Timed out after", "timed out after")
@@ -27,6 +28,7 @@ _LOST = (
 
 def main(argv: List[str], body: Callable[[RunConfig], None]) -> int:
     """Run ``body`` on the run named by ``--run``; returns the exit code."""
+    redact_output()
     try:
         if len(argv) != 2 or argv[0] != "--run":
             raise RunFailed("usage: python -m loopmoe_train.train --run RUN/run.yaml")
@@ -55,8 +57,8 @@ def _explain(error: Exception) -> Tuple[LoopMoEError, bool]:
 def _tell(error: LoopMoEError, lost_peer: bool) -> int:
     entry = dict(
         rank=int(os.environ.get("RANK", "0")),
-        what=error.what,
-        fix=error.fix,
+        what=redact(error.what),
+        fix=redact(error.fix),
         exit_code=error.exit_code,
         lost_peer=lost_peer,
         time=time.time(),

@@ -18,10 +18,13 @@ from loopmoe_train.device.accelerator import accel
 from loopmoe_train.errors import LoopMoEError
 from loopmoe_train.evaluation.perplexity import Validations
 from loopmoe_train.evaluation.probe import training_routing
+from loopmoe_train.observe.jsonl import last_steps
 from loopmoe_train.observe.metrics import set_key
 from loopmoe_train.observe.progress import Progress
 from loopmoe_train.observe.routing import RoutingProbe, write_probe
 from loopmoe_train.observe.sinks import JsonlSink, MultiSink, Sink, WandbSink
+from loopmoe_train.observe.tensorboard import TensorBoardSink
+from loopmoe_train.redact import redact
 from loopmoe_train.spec.arithmetic import parameters, train_flops_per_token
 from loopmoe_train.spec.batch import total_samples
 from loopmoe_train.train.peak import peak_flops
@@ -70,12 +73,16 @@ class Recorder:
 
     def _open(self, restored: Optional[Path]) -> None:
         run, keep = self.state.run, self.state.step if restored else -1
-        sinks: List[Sink] = [JsonlSink(self.folder / "metrics.jsonl", keep_until_step=keep)]
+        metrics = self.folder / "metrics.jsonl"
+        sent = last_steps(metrics) if restored else None
+        sinks: List[Sink] = [JsonlSink(metrics, keep_until_step=keep)]
+        if run.observe.tensorboard:
+            sinks.append(TensorBoardSink(self.folder / "tensorboard", keep + 1))
         if run.observe.wandb != "off":
             from dataclasses import asdict
 
             sinks.append(WandbSink(run.observe.wandb, run.observe.wandb_project, run.name,
-                                   self.folder, asdict(run)))  # fmt: skip
+                                   self.folder, asdict(run), sent))  # fmt: skip
         self.sinks = MultiSink(sinks)
         self.routing = JsonlSink(self.folder / "routing.jsonl", keep_until_step=keep)
         self.progress.start()
@@ -189,7 +196,7 @@ class Recorder:
         if self.routing is not None:
             self.routing.close(status)
         self.summary |= dict(
-            status=status,
+            status=redact(status),
             step=self.state.step,
             tokens=self.state.consumed * self.state.run.sequence_length,
             tokens_per_s=median(self.speeds) if self.speeds else None,

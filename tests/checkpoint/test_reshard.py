@@ -21,12 +21,19 @@ LAYOUTS = {
                        "parallel.overlap_param_gather=true"],
     "EP2 whole": ["parallel=expert", "parallel.distributed_optimizer=false"],
     "DP2 whole": ["parallel=data", "parallel.distributed_optimizer=false"],
+    "one muon": ["parallel=data", "optim=muon"],
+    "DP2 muon": ["parallel=data", "optim=muon"],
+    "EP2 muon": ["parallel=expert", "optim=muon"],
+    "EP2 muon bf16": ["parallel=expert", "optim=muon", "precision=bf16",
+                      "model.moe.expert_hidden_size=32"],
 }  # fmt: skip
-SAVED = {1: ["one"], 2: ["DP2", "EP2", "EP2 whole"]}
+SAVED = {1: ["one", "one muon"], 2: ["DP2", "EP2", "EP2 whole", "EP2 muon", "EP2 muon bf16"]}
+MUON = [("EP2 muon", "one muon"), ("one muon", "DP2 muon"), ("one muon", "EP2 muon")]
 CONTINUED = {
-    1: [("EP2", "one"), ("DP2", "one"), ("one", "one")],
+    1: [("EP2", "one"), ("DP2", "one"), ("one", "one"), MUON[0], ("one muon", "one muon")],
     2: [("one", "EP2"), ("one", "DP2"), ("DP2", "EP2"), ("EP2", "DP2"), ("EP2", "EP2"),
-        ("EP2", "EP2 overlapped"), ("EP2 whole", "DP2 whole")],
+        ("EP2", "EP2 overlapped"), ("EP2 whole", "DP2 whole"), *MUON[1:],
+        ("EP2 muon", "EP2 muon"), ("EP2 muon bf16", "EP2 muon bf16")],
 }  # fmt: skip
 
 
@@ -52,19 +59,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("pair", [pair for pairs in CONTINUED.values() for pair in pairs],
-                         ids=lambda pair: " -> ".join(pair))  # fmt: skip
+GO_ON = [pair for pairs in CONTINUED.values() for pair in pairs if "bf16" not in pair[0]]
+
+
+@pytest.mark.parametrize("pair", GO_ON, ids=lambda pair: " -> ".join(pair))
 def test_losses_go_on(trained: Dict[str, Any], pair: Any) -> None:
-    straight = trained["saved"]["one"][STEPS:]
+    one = "one muon" if "muon" in pair[0] else "one"
+    straight = trained["saved"][one][STEPS:]
     found = trained["continued"][" -> ".join(pair)]
     assert found["losses"] == pytest.approx(straight, rel=1e-6)
-    wanted = trained["continued"]["one -> one"]["weights"]
+    wanted = trained["continued"][f"{one} -> {one}"]["weights"]
     for name, weight in found["weights"].items():
         error = (weight - wanted[name]).norm()
         assert error <= 1e-4 * wanted[name].norm(), name
 
 
-@pytest.mark.parametrize("name", ["one", "EP2"])
+@pytest.mark.parametrize("name", ["one", "EP2", "one muon", "EP2 muon", "EP2 muon bf16"])
 def test_on_the_same_layout_bitwise(trained: Dict[str, Any], name: str) -> None:
     assert trained["continued"][f"{name} -> {name}"]["losses"] == trained["saved"][name][STEPS:]
 

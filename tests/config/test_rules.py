@@ -44,6 +44,10 @@ REFUSED = {
     "optim.lr=0": ["optim.lr=0"],
     "optim.min_lr=1": ["optim.min_lr"],
     "optim.beta1=1": ["optim.beta1"],
+    "optim.kind=muo": ["optim.kind=muo", "muon"],
+    "optim.momentum=1": ["optim.momentum=1"],
+    "optim.newton_schulz_steps=0": ["newton_schulz_steps=0"],
+    "optim.update_rms=0": ["optim.update_rms=0"],
     "optim.schedule=linear": ["optim.schedule=linear", "cosine"],
     "data.valid_percent=0": ["data.valid_percent"],
     "tokenizer.vocab_size=100": ["tokenizer.vocab_size=100", "300"],
@@ -74,6 +78,18 @@ def test_refused_in_one_line(override: str) -> None:
         assert words in line, line
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("parallel.distributed_optimizer=false", "set parallel.distributed_optimizer=true"),
+        ("parallel.overlap_param_gather=true", "which optim.kind=muon does not use"),
+    ],
+)
+def test_muon_refuses_what_it_cannot_use(override: str, words: str) -> None:
+    with pytest.raises(Refused, match=words):
+        compose(["optim=muon", "parallel.overlap_grad_reduce=true", override])
+
+
 def test_all_problems_are_told_at_once() -> None:
     with pytest.raises(Refused) as caught:
         compose(["optim.lr=0", "seed=-1"])
@@ -96,6 +112,7 @@ def test_defaults_are_sound() -> None:
         ["memory=full"],
         ["memory=selective"],
         ["checkpoint=regular", "observe=wandb"],
+        ["optim=muon", "parallel=data", "observe=tensorboard"],
     ],
     ids=lambda o: ",".join(o) or "default",
 )

@@ -137,7 +137,7 @@ def test_a_failing_wandb_costs_one_warning(
     warnings: list[str] = []
     sink = WandbSink("offline", "p", "n", tmp_path, {}, warn=warnings.append)
     for step in range(3):
-        sink.write({"step": step})
+        sink.write({"step": step, "loss": 1.0})
     sink.close()
     sink.close()
     assert len(warnings) == 1
@@ -155,13 +155,39 @@ def test_a_missing_wandb_costs_one_warning(tmp_path: Path, monkeypatch: pytest.M
 def test_a_resumed_run_keeps_its_wandb_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, calls = fake_wandb(monkeypatch, "")
     for mode in ("offline", "online"):
-        sink = WandbSink(mode, "p", "n", tmp_path, {"a": {"b": 1}})
+        sent = {} if mode == "online" else None
+        sink = WandbSink(mode, "p", "n", tmp_path, {"a": {"b": 1}}, sent)
         sink.write({"step": 1, "loss": math.nan})
         sink.close("diverged")
     assert calls[0]["id"] == calls[1]["id"] == (tmp_path / "wandb_id").read_text().strip()
     assert [call["resume"] for call in calls] == [None, "allow"]
     assert calls[0]["settings"].options == {"silent": True, "x_disable_meta": True}
     assert run.logged[0] == {"step": 1, "loss": None} and run.exit_code == 1
+
+
+def test_a_run_from_the_start_is_a_new_wandb_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, calls = fake_wandb(monkeypatch, "")
+    for _ in range(2):
+        WandbSink("offline", "p", "n", tmp_path, {}).close()
+    assert calls[0]["id"] != calls[1]["id"] == (tmp_path / "wandb_id").read_text().strip()
+
+
+def test_repeated_steps_are_not_sent_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = fake_wandb(monkeypatch, "")
+    WandbSink("online", "p", "n", tmp_path, {}).close()
+    run.logged.clear()
+    # Stopped after the training line of step 4 and before its validation.
+    sink = WandbSink("online", "p", "n", tmp_path, {}, {"loss": 4, "val_loss": 2})
+    for step in (3, 4, 5):
+        sink.write({"step": step, "loss": 1.0})
+    sink.write({"step": 4, "val_loss": 2.0})
+    assert run.logged == [{"step": 5, "loss": 1.0}, {"step": 4, "val_loss": 2.0}]
+    # wandb was off so far: nothing was sent, whatever metrics.jsonl holds.
+    run.logged.clear()
+    WandbSink("online", "p", "n", tmp_path / "other", {}, {"loss": 4}).write({"step": 3, "loss": 1})
+    assert run.logged == [{"step": 3, "loss": 1}]
 
 
 def test_off_does_not_import_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,8 +201,8 @@ def test_off_does_not_import_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 REAL = """
 import sys
 from loopmoe_train.observe.sinks import WandbSink
-for start in (0, 3):
-    sink = WandbSink("offline", "p", "n", sys.argv[1], {"seed": 1}, warn=sys.exit)
+for start, sent in ((0, None), (3, {})):
+    sink = WandbSink("offline", "p", "n", sys.argv[1], {"seed": 1}, sent, warn=sys.exit)
     for step in range(start, start + 3):
         sink.write({"step": step, "loss": 1.0})
     sink.close()

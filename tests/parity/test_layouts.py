@@ -62,6 +62,16 @@ VARIANTS = {
         "model.loop.bottleneck=13", "model.loop.share_iteration_mlp=true"],
     "tied embeddings, plain norms": ["model.tie_embeddings=true", "model.sandwich_norm=false"],
 }  # fmt: skip
+MUON = {
+    "DP2 muon": _layout(1, SHARDED, "optim=muon"),
+    "DP2 muon overlapped": _layout(1, SHARDED, "optim=muon", *OVERLAP),
+    "EP2 muon": _layout(2, SHARDED, "optim=muon"),
+}
+MUON_ON_FOUR = {
+    "DP4 muon": _layout(1, SHARDED, "optim=muon"),
+    "DP2 x EP2 muon": _layout(2, SHARDED, "optim=muon"),
+    "EP4 muon": _layout(4, SHARDED, "optim=muon", "micro_batch_size=1"),
+}
 WIDER = ["model.moe.expert_hidden_size=32"]  # bf16 needs a multiple of 8
 SAFEGUARDS = (
     "loss per token",
@@ -84,6 +94,7 @@ def trained() -> Dict[int, Dict[str, Any]]:
     """All cases of the default suite: one launch with one process beside one with two."""
     one = [_case(name, "parallel=data", *more) for name, more in VARIANTS.items()]
     one += [_case("golden, wider experts", "parallel=data", *WIDER)]
+    one += [_case("muon", "parallel=data", "optim=muon")]
     two = [_case(name, *layout) for name, layout in ON_TWO.items()]
     two += [
         _case(name, *_layout(2, SHARDED, *more))
@@ -91,6 +102,8 @@ def trained() -> Dict[int, Dict[str, Any]]:
         if name != "golden"
     ]
     two += [_case(f"without {name}", *_layout(2, WHOLE), without=name) for name in SAFEGUARDS]
+    two += [_case(name, *layout) for name, layout in MUON.items()]
+    two += [_case("muon alone", *MUON["DP2 muon"], without="owners share their weights")]
     with ThreadPoolExecutor(2) as pool:
         alone, pair = pool.submit(train, one, 1), pool.submit(train, two, 2)
         return {1: alone.result(), 2: pair.result()}
@@ -128,6 +141,18 @@ def test_without_a_safeguard_it_shows(trained: Dict[int, Any], safeguard: str) -
     assert differences(trained[2][f"without {safeguard}"], trained[1]["golden"])
 
 
+@pytest.mark.parametrize("layout", MUON)
+def test_muon(trained: Dict[int, Any], layout: str) -> None:
+    found, wanted = trained[2][layout], trained[1]["muon"]
+    assert not differences(found, wanted)
+    # An orthogonalised step forgets the scale of the gradient: a wrong norm would not show above.
+    assert found["norms"] == pytest.approx(wanted["norms"], rel=1e-5)
+
+
+def test_muon_without_the_exchange_shows(trained: Dict[int, Any]) -> None:
+    assert differences(trained[2]["muon alone"], trained[1]["muon"])
+
+
 def test_the_golden_run_moves_everything(trained: Dict[int, Any]) -> None:
     """Nothing above passes because nothing happened: each weight moved, each expert learned."""
     golden = trained[1]["golden"]
@@ -145,7 +170,8 @@ def test_the_golden_run_moves_everything(trained: Dict[int, Any]) -> None:
 @pytest.mark.timeout(900)
 def test_four_ranks_and_repetitions() -> None:
     """The whole grid; what is a race shows in some runs only."""
-    golden = train([_case("golden", "parallel=data")], 1)["golden"]
+    alone = [_case("golden", "parallel=data"), _case("muon", "parallel=data", "optim=muon")]
+    golden, muon = train(alone, 1).values()
     wrong: List[str] = []
     for processes, layouts, repeats in ((2, ON_TWO, 8), (4, ON_FOUR, 4)):
         cases = [
@@ -155,6 +181,10 @@ def test_four_ranks_and_repetitions() -> None:
         ]
         for name, result in train(cases, processes).items():
             wrong += [f"{name}: {text}" for text in differences(result, golden)]
+    for name, result in train(
+        [_case(name, *layout) for name, layout in MUON_ON_FOUR.items()], 4
+    ).items():
+        wrong += [f"{name}: {text}" for text in differences(result, muon)]
     assert not wrong, "\n".join(wrong[:20])
 
 

@@ -27,6 +27,7 @@ from loopmoe_train.model import build as build_module
 from loopmoe_train.model import init
 from loopmoe_train.model.build import bare, layer_names, unique_name
 from loopmoe_train.moe import experts
+from loopmoe_train.optim import ownership
 from loopmoe_train.parallel import groups
 from loopmoe_train.train.run import build
 from loopmoe_train.train.step import TrainState, train_step
@@ -157,6 +158,8 @@ def without(safeguard: str) -> Iterator[None]:
             undo.enter_context(
                 patch.object(finalize, "get_updated_expert_bias", _bias_of_this_rank_alone)
             )
+        elif safeguard == "owners share their weights":
+            undo.enter_context(patch.object(ownership.Owned, "share", lambda self: None))
         else:
             assert not safeguard, safeguard
         yield
@@ -227,7 +230,7 @@ def named(state: TrainState, pick: Any) -> Dict[str, torch.Tensor]:
 def _owned_ranges(state: TrainState) -> Dict[Any, Any]:
     """Parameter -> (start, end) of the part that this rank reduces; without sharding, nothing."""
     ranges: Dict[Any, Any] = {}
-    if state.run.parallel.distributed_optimizer:
+    if state.run.parallel.distributed_optimizer and state.run.optim.kind == "adamw":
         for parameter in bare(state.model[0]).parameters():
             ranges[parameter] = (0, 0)
         for part in state.optimizer.chained_optimizers:

@@ -285,6 +285,7 @@ REFUSED = {
     "name=../up": "must be one folder name",
     "runs_dir=texts/json-decoder.py": "cannot be used as a run folder",
     "name=first": "already trained for 6 steps",
+    "name=first optim=muon steps=9": "optim.kind 'adamw' -> 'muon'",
     "name=first seed=2 steps=9": "seed 1234 -> 2",
 }
 
