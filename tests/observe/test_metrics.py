@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -12,7 +13,13 @@ import pytest
 
 from loopmoe_train.errors import Refused
 from loopmoe_train.observe import metrics as names
-from loopmoe_train.observe.metrics import gate_key, load_stats, read_metrics, routing_key
+from loopmoe_train.observe.metrics import (
+    gate_key,
+    load_stats,
+    read_metrics,
+    routing_key,
+    set_key,
+)
 from loopmoe_train.observe.routing import FILE_NAME, read_routing
 from loopmoe_train.observe.sinks import JsonlSink
 from tests.observe.synthetic import make_run
@@ -104,3 +111,19 @@ def test_importing_is_light() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2]
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_validation_sets_are_read_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [
+        {"step": step, "val_loss": 1.0, set_key("a b", "bits_per_byte"): 2.0 / step}
+        for step in (1, 2)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    metrics = read_metrics(path)
+    assert list(metrics.valid_sets) == ["a b"]
+    assert metrics.valid_sets["a b"]["bits_per_byte"].value.tolist() == [2.0, 1.0]
+    assert not any("/" in name for name in metrics.valid)
+    for name, stat in (("a/b", "loss"), ("", "loss"), ("a", "accuracy")):
+        with pytest.raises(ValueError, match="no figure"):
+            set_key(name, stat)

@@ -95,3 +95,12 @@ def test_a_closed_pipe_does_not_stop_training(live: bool) -> None:
 )
 def test_format_seconds(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+def test_validation_sets_stand_behind_the_whole() -> None:
+    out = io.StringIO()
+    figures = {"val/web/loss": 3.0, "val/web/bits_per_byte": 1.9, "val/code/bits_per_byte": 2.25}
+    Progress(9, stream=out).validation(
+        {"step": 3, "val_loss": 3.0, "val_bits_per_byte": 2.0, **figures}
+    )
+    assert out.getvalue().endswith("2.0000 bits/byte  (web 1.9000, code 2.2500)\n")
