@@ -19,6 +19,9 @@ import torch
 from loopmoe_train.cli import main
 from loopmoe_train.config import run_file
 
+# Four launches: too long for every day.
+pytestmark = pytest.mark.parity
+
 LOOPMOE = str(Path(sys.executable).with_name("loopmoe"))
 PACKAGES = {"mail": email, "loops": asyncio, "checks": unittest}
 DATA = ["tokenizer.vocab_size=420", "data.valid_percent=10", "data.workers=1"]
