@@ -98,7 +98,8 @@ class WandbSink:
 
     The first exception of wandb becomes one warning line and switches this sink off.
     A resumed run continues under the same id, kept in ``run_dir/wandb_id``. What wandb has
-    been given cannot be taken back: steps that a resumed run repeats are not sent again.
+    been given cannot be taken back: steps that a resumed run repeats are not sent again, and
+    keep the values first sent.
 
     Args:
         mode: "offline" (files under run_dir/wandb, for ``wandb sync``), "online" or "off".

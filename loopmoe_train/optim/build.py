@@ -156,6 +156,7 @@ def _schedule(run: RunConfig, optimizer: MegatronOptimizer) -> OptimizerParamSch
         wd_incr_steps=run.steps,
         wd_incr_style="constant",
         # A run that is continued with other settings follows those, not the checkpoint's.
+        use_checkpoint_opt_param_scheduler=False,
         override_opt_param_scheduler=True,
         wsd_decay_steps=decay if optim.schedule == "wsd" else None,
         lr_wsd_decay_style="linear",

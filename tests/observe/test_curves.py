@@ -19,7 +19,7 @@ import pytest
 from loopmoe_train.observe.jsonl import last_steps, scalars
 from loopmoe_train.observe.tensorboard import TensorBoardSink
 
-Curves = dict[str, dict[int, float]]
+Curves = dict[str, list[tuple[int, float]]]  # name to (step, value) in the order written
 
 # As the recorder does it: a run with a checkpoint at step 4 is stopped after step 6 and goes on
 # to 9. What it repeats it repeats exactly.
@@ -48,13 +48,16 @@ for first, last in ((1, 6), (5, 9)):
 """
 
 
+def steps(curve: list[tuple[int, float]]) -> list[int]:
+    return [step for step, _ in curve]
+
+
 def jsonl_curves(path: Path) -> Curves:
-    curves: Curves = defaultdict(dict)
+    curves: Curves = defaultdict(list)
     for line in path.read_text().splitlines():
         record = json.loads(line)
         for name, value in scalars(record).items():
-            assert record["step"] not in curves[name], "a step twice"
-            curves[name][record["step"]] = value
+            curves[name].append((record["step"], value))
     return curves
 
 
@@ -63,11 +66,10 @@ def tensorboard_curves(folder: Path) -> Curves:
         "tensorboard.backend.event_processing.event_accumulator"
     ).EventAccumulator(str(folder), size_guidance={"scalars": 0})
     accumulator.Reload()
-    curves: Curves = defaultdict(dict)
+    curves: Curves = defaultdict(list)
     for name in accumulator.Tags()["scalars"]:
         for event in accumulator.Scalars(name):
-            assert event.step not in curves[name], "a step twice"
-            curves[name][event.step] = event.value
+            curves[name].append((event.step, event.value))
     return curves
 
 
@@ -98,7 +100,7 @@ def wandb_records(folder: Path) -> Iterator[Any]:
 
 
 def wandb_curves(folder: Path) -> Curves:
-    curves: Curves = defaultdict(dict)
+    curves: Curves = defaultdict(list)
     for record in wandb_records(folder):
         items = {
             item.key or "/".join(item.nested_key): json.loads(item.value_json)
@@ -106,8 +108,7 @@ def wandb_curves(folder: Path) -> Curves:
         }
         row = {name: value for name, value in items.items() if not name.startswith("_")}
         for name, value in scalars(row).items():
-            assert row["step"] not in curves[name], "a step twice"
-            curves[name][row["step"]] = value
+            curves[name].append((row["step"], value))
     return curves
 
 
@@ -124,9 +125,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_run_is_what_it_should_be(folder: Path) -> None:
     curves = jsonl_curves(folder / "metrics.jsonl")
-    assert sorted(curves["loss"]) == list(range(1, 10))
-    assert sorted(curves["val_loss"]) == [3, 6, 9]
-    assert sorted(curves["mfu"]) == [1, *range(3, 10)]
+    assert steps(curves["loss"]) == list(range(1, 10))
+    assert steps(curves["val_loss"]) == [3, 6, 9]
+    assert steps(curves["mfu"]) == [1, *range(3, 10)]
 
 
 @pytest.mark.timeout(120)
@@ -139,7 +140,7 @@ def test_wandb_shows_the_same(folder: Path) -> None:
 
 def test_tensorboard_shows_the_same(folder: Path) -> None:
     wanted = jsonl_curves(folder / "metrics.jsonl")
-    single = {name: {s: float(np.float32(v)) for s, v in c.items()} for name, c in wanted.items()}
+    single = {name: [(s, float(np.float32(v))) for s, v in c] for name, c in wanted.items()}
     assert tensorboard_curves(folder / "tensorboard") == single
 
 
@@ -159,13 +160,13 @@ def test_a_run_that_starts_again_shows_nothing_of_before(tmp_path: Path) -> None
             sink.write({"step": step, "loss": float(step + len(steps))})
         sink.close()
         sink.close()
-    assert tensorboard_curves(tmp_path) == {"loss": {1: 2.0}}
+    assert tensorboard_curves(tmp_path) == {"loss": [(1, 2.0)]}
 
 
 def test_a_number_is_on_disk_when_write_returns(tmp_path: Path) -> None:
     sink = TensorBoardSink(tmp_path, warn=pytest.fail)
     sink.write({"step": 7, "loss": 0.5, "note": "text", "flag": True, "bad": math.inf})
-    assert tensorboard_curves(tmp_path) == {"loss": {7: 0.5}}
+    assert tensorboard_curves(tmp_path) == {"loss": [(7, 0.5)]}
     sink.close()
 
 
