@@ -18,6 +18,9 @@ from loopmoe_train.errors import Refused
 from loopmoe_train.launcher import wrapped
 from tests.launcher.tiny_run import STEPS, attempts, losses, make_place, settings
 
+# Eight launches: too long for every day.
+pytestmark = pytest.mark.parity
+
 TORCHRUN = [
     sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
     "loopmoe_train.train",
