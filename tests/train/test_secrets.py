@@ -44,7 +44,7 @@ def test_no_secret_in_any_byte(place: Path) -> None:  # noqa: F811
     names = f"NAMES = {list(CANARIES)}"
     (place / "fault" / "sitecustomize.py").write_text(f"{names}\n{FAULT}")
     words = command(place, "name=canary", "observe.wandb=offline", "observe.tensorboard=true",
-                    "steps=7")  # fmt: skip
+                    "steps=7", "launcher.max_restarts=0")  # fmt: skip
     environment: Dict[str, str] = {**CANARIES, "WANDB_CACHE_DIR": str(place / "cache")}
     failed = loopmoe(place, *words, PYTHONPATH=str(place / "fault"), **environment)
     assert failed.returncode == 1 and "RuntimeError: refused" in _one_line(failed)
