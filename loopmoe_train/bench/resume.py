@@ -16,13 +16,13 @@ import statistics
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Sequence
+from typing import Any, Callable, Dict, List, Sequence, Set
 
 import psutil
 
 from loopmoe_train.config.run_file import run_dir
 from loopmoe_train.config.schema import RunConfig
-from loopmoe_train.errors import RunFailed
+from loopmoe_train.errors import Refused, RunFailed
 from loopmoe_train.observe.jsonl import read_jsonl
 from loopmoe_train.train.preflight import prepare
 
@@ -40,12 +40,19 @@ def measure(
         launch: runs the job to its end, restarting it (launcher.supervise.launch).
 
     Raises:
+        Refused: another launcher than the local one.
         RunFailed: the run did not get further, or was not restarted.
     """
     words = ["experiment=bench_resume", f"launcher.max_restarts={kills}", *overrides]
     from loopmoe_train.config.compose import compose
 
-    shutil.rmtree(run_dir(compose(words)), ignore_errors=True)
+    wanted = compose(words)
+    if wanted.launcher.kind != "local":
+        raise Refused(
+            f"launcher={wanted.launcher.kind}: its ranks are no children of this process",
+            "measure with launcher=local",
+        )
+    shutil.rmtree(run_dir(wanted), ignore_errors=True)
     run, _ = prepare(words, print)
     killer = _Killer(run, kills)
     killer.start()
@@ -101,36 +108,54 @@ class _Killer(threading.Thread):
         self.problem = ""
 
     def run(self) -> None:
-        furthest = 0
+        furthest, killed = 0, set[int]()
         for _ in range(self.kills):
-            furthest = self._further_than(furthest)
+            self._wait_past(furthest, killed)
             if self.over.wait(self.rng.uniform(0.0, 0.5)):
                 return
-            victim = self.rng.choice(_ranks())
+            ranks = _ranks()
+            if not ranks:
+                self._give_up("no rank was found to kill")
+                return
+            furthest = self._last_step() + 1  # one more may be recorded before the signal arrives
+            killed = {rank.pid for rank in ranks}
             self.killed_at.append(time.monotonic())
-            victim.kill()
-        self._further_than(furthest)
+            self.rng.choice(ranks).kill()
+        self._wait_past(furthest, killed)
         if not self.over.is_set():
             os.kill(os.getpid(), signal.SIGTERM)  # the supervisor passes it on
 
-    def _further_than(self, step: int) -> int:
-        """Wait for a later step than ``step`` in metrics.jsonl; that step, and a margin."""
+    def _wait_past(self, step: int, killed: Set[int]) -> None:
+        """Wait until the processes ``killed`` are gone and ``step`` is passed, or give up."""
         deadline = time.monotonic() + _PATIENCE_S
         while not self.over.wait(0.05):
-            lines = read_jsonl(self.metrics) if self.metrics.exists() else []
-            last = max((line["step"] for line in lines), default=0)
-            if last > step:
-                return last + 2  # it may be that far when the signal arrives
+            if self._last_step() > step and not killed & {rank.pid for rank in _ranks()}:
+                return
             if time.monotonic() > deadline:
-                self.problem = f"it did not get past step {step} in {_PATIENCE_S:.0f} s"
-                os.kill(os.getpid(), signal.SIGTERM)
-                self.over.set()
-        return step
+                self._give_up(f"it did not get past step {step} in {_PATIENCE_S:.0f} s")
+
+    def _give_up(self, problem: str) -> None:
+        self.problem = problem
+        self.over.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _last_step(self) -> int:
+        try:
+            return max((line["step"] for line in read_jsonl(self.metrics)), default=0)
+        except Refused:
+            return 0  # not there yet, or a kill has torn a line and the restart will mend it
 
 
 def _ranks() -> List[psutil.Process]:
-    children = psutil.Process().children(recursive=True)
-    return [p for p in children if "loopmoe_train.train" in p.cmdline()]
+    """The ranks that run: not the processes they fork to write checkpoints."""
+    found = []
+    for child in psutil.Process().children():
+        try:
+            if "loopmoe_train.train" in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
+                found.append(child)
+        except psutil.Error:
+            pass  # it has just ended
+    return found
 
 
 def _faults(run: RunConfig, killed_at: Sequence[float]) -> List[Dict[str, float]]:
