@@ -11,8 +11,8 @@ from typing import Any, Dict, List, Optional
 import xxhash
 
 from loopmoe_train.checkpoint.tensors import ShardEntry, check_header, damaged, read_exactly
-from loopmoe_train.data.atomic import atomic_write
 from loopmoe_train.errors import Refused
+from loopmoe_train.files import atomic_write
 
 NAME = "manifest.json"
 COMMON = "common.pt"

@@ -26,8 +26,8 @@ import xxhash
 from loopmoe_train.checkpoint import manifest as manifests
 from loopmoe_train.checkpoint.manifest import Manifest, step_folder
 from loopmoe_train.checkpoint.tensors import Shard, ShardEntry, write_shards
-from loopmoe_train.data.atomic import atomic_write, sync_folder
 from loopmoe_train.errors import RunFailed
+from loopmoe_train.files import atomic_write, sync_folder
 from loopmoe_train.parallel.reduce import sum_over_ranks
 
 _POLL_S = 0.05

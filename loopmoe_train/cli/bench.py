@@ -7,6 +7,7 @@ usage: loopmoe bench train [--against megatron] [--json FILE] [setting=value ...
   train   tokens/s of 2 ranks with expert parallelism against megatron-core's own GPTModel
           (local specs, DotProductAttention, SequentialMLP), and against the same given
           torch's fused attention and grouped matrix product; interleaved pairs, medians.
+          megatron is the default peer and the only one.
   resume  time from the kill of a random rank to its notice and to the next step, 10 kills.
   checkpoint  what a save costs the steps around it, and how many of 1,000 corruptions are found.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Dict
@@ -11,6 +10,7 @@ import yaml
 
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused
+from loopmoe_train.files import write_text
 from loopmoe_train.redact import secrets
 
 _HEADER = """\
@@ -45,10 +45,7 @@ def save(config: RunConfig, path: Path) -> None:
                 f"a setting holds the value of ${name}, which would go into {path}",
                 "leave it in the environment, or choose another value",
             )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    partial.write_text(_HEADER + text, encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, _HEADER + text)
 
 
 def parse(text: str, where: str) -> RunConfig:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, get_type_hints
 
 from loopmoe_train.config.schema import RunConfig
-from loopmoe_train.data.atomic import atomic_write
 from loopmoe_train.data.indexed import IndexedReader
 from loopmoe_train.data.tokenizer import Tokenizer
 from loopmoe_train.errors import Refused
+from loopmoe_train.files import atomic_write
 
 FORMAT = 1
 SPLITS = ("train", "valid")

@@ -19,8 +19,8 @@ from typing import Any, Dict, Optional, Type
 
 import numpy as np
 
-from loopmoe_train.data.atomic import atomic_write
 from loopmoe_train.errors import Refused
+from loopmoe_train.files import atomic_write
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")

@@ -16,8 +16,8 @@ from typing import Dict, List, NamedTuple, Optional
 
 import numpy as np
 
-from loopmoe_train.data.atomic import atomic_write
 from loopmoe_train.errors import Refused
+from loopmoe_train.files import atomic_write
 
 _EPOCHS_IN_MEMORY = 2  # a batch may straddle two
 _DIGEST_BYTES = 32

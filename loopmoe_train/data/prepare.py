@@ -15,7 +15,6 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 import numpy as np
 
 from loopmoe_train.config.schema import RunConfig
-from loopmoe_train.data.atomic import atomic_write, remove_leftovers
 from loopmoe_train.data.corpus import Corpus, Document, Scan, reread, scan, split_documents
 from loopmoe_train.data.dataset import (
     SPLITS,
@@ -33,6 +32,7 @@ from loopmoe_train.data.tokenise import Tokens, Work, tokenise
 from loopmoe_train.data.tokenizer import Tokenizer, train_tokenizer
 from loopmoe_train.data.verify import verify_dataset
 from loopmoe_train.errors import Refused, RunFailed
+from loopmoe_train.files import atomic_write, remove_leftovers
 
 Print = Callable[[str], None]
 

@@ -6,7 +6,7 @@ import hashlib
 import io
 import re
 from pathlib import Path
-from typing import Iterable, Iterator, List, Sequence
+from typing import Iterable, Iterator, List
 
 import numpy as np
 import sentencepiece
@@ -94,10 +94,6 @@ class Tokenizer:
             if span:
                 ids.extend(self._processor.encode(span))
         return ids
-
-    def encode_batch(self, texts: Sequence[str]) -> List[List[int]]:
-        """:meth:`encode` of each text."""
-        return [self.encode(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ``ids``; special tokens vanish, bytes that are not utf-8 become U+FFFD."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Callable, Dict, List, Optional
@@ -17,18 +15,6 @@ from loopmoe_train.train import heartbeat
 from loopmoe_train.train.heartbeat import Sign
 
 _GRACE_S = 2.0  # for ranks that lost a peer to notice it and leave by themselves
-
-if sys.platform.startswith("linux"):
-    _PRCTL = ctypes.CDLL(None).prctl
-else:
-    _PRCTL = None
-
-
-def child_of_this() -> None:
-    """In a new process: get SIGTERM when the launcher dies, so that nothing is left behind."""
-    if _PRCTL is not None:
-        pr_set_pdeathsig = 1
-        _PRCTL(pr_set_pdeathsig, signal.SIGTERM)
 
 
 class Job:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Dict, List
 
 from loopmoe_train.config.schema import RunConfig
-from loopmoe_train.launcher.job import Job, child_of_this
+from loopmoe_train.launcher.job import Job
+from loopmoe_train.train.stop import end_with_parent
 
 
 def start(run: RunConfig, command: List[str], env: Dict[str, str], logs: Path) -> Job:
@@ -29,7 +30,7 @@ def start(run: RunConfig, command: List[str], env: Dict[str, str], logs: Path) -
                 stdin=subprocess.DEVNULL,
                 # A session of its own: Ctrl-C reaches this process alone, which passes it on once.
                 start_new_session=True,
-                preexec_fn=child_of_this,
+                preexec_fn=end_with_parent,
             )
         ranks.append(process)
     return Job(ranks, run.cluster.devices, Path(env["LOOPMOE_SCRATCH"]))

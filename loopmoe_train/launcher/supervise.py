@@ -22,6 +22,7 @@ from typing import Any, Dict, List, Optional
 from loopmoe_train.config.run_file import run_dir
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import LoopMoEError, RankLost, RunFailed
+from loopmoe_train.files import write_text
 from loopmoe_train.launcher import local, wrapped
 from loopmoe_train.launcher.cause import Fault, where
 from loopmoe_train.launcher.job import Job
@@ -264,9 +265,7 @@ def _next_report(logs: Path) -> Path:
 
 
 def _write(path: Path, content: Dict[str, Any]) -> None:
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, path)
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def _read(path: Path) -> Dict[str, Any]:

@@ -14,7 +14,8 @@ from typing import Dict, List, Optional
 
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused
-from loopmoe_train.launcher.job import Job, child_of_this
+from loopmoe_train.launcher.job import Job
+from loopmoe_train.train.stop import end_with_parent
 
 # How the launchers report a process that ended badly, by its pid; a signal is a negative code.
 _TORCHRUN = re.compile(r"exitcode\s*: (?P<code>-?\d+)\)?[^\n(]*\(pid: (?P<pid>\d+)\)")
@@ -91,7 +92,7 @@ def start(run: RunConfig, rank_command: List[str], env: Dict[str, str], logs: Pa
             stderr=stream,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=child_of_this,
+            preexec_fn=end_with_parent,
         )
     scratch = Path(env["LOOPMOE_SCRATCH"])
     return Job([process], run.cluster.devices, scratch, told_by=partial(how_ended, log))

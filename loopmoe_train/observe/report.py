@@ -10,25 +10,20 @@ from pathlib import Path
 from loopmoe_train.errors import Refused
 from loopmoe_train.observe.plots import plot_gates, plot_loss, plot_routing
 from loopmoe_train.observe.report_html import comparison_page, run_page
-from loopmoe_train.observe.rundata import RunData, load_runs
+from loopmoe_train.observe.rundata import RunData
 
 
-def build_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
+def write_report(runs: Sequence[RunData], out: Path | None = None) -> Path:
     """Redraw the pictures of each run folder and write ``report.html``; returns its path.
 
     Args:
-        run_dirs: one run: its report. Several: a comparison.
+        runs: one run: its report. Several: a comparison.
         out: folder of report.html; default: the run folder, or for a comparison a new
             folder ``report-<names>`` beside the first run.
 
     Raises:
-        Refused: if a run cannot be read, or the report would replace that of another run.
+        Refused: if the report would replace that of another run, or cannot be written.
     """
-    return write_report(load_runs(run_dirs), out)
-
-
-def write_report(runs: Sequence[RunData], out: Path | None = None) -> Path:
-    """Like :func:`build_report`, for runs that are loaded already."""
     if not runs:
         raise Refused("no run folder was given", "name one, such as runs/quickstart")
     target = report_folder(runs, out)

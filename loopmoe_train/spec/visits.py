@@ -55,11 +55,6 @@ def visits(model: ModelConfig) -> List[Visit]:
     ]
 
 
-def unique_layers(model: ModelConfig) -> int:
-    """U: layers with weights of their own."""
-    return model.prefix_layers + model.body_layers + model.suffix_layers
-
-
 def conditioned(model: ModelConfig) -> bool:
     """Whether body layers tell iterations apart by IterAdaLN."""
     return model.loop.iterations > 1 and model.loop.conditioning == "iter_adaln"

@@ -34,9 +34,11 @@ from typing import Callable, List, NoReturn, Tuple
 from loopmoe_train.config import run_file
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import AlreadyTold, LoopMoEError, RankLost, Refused, RunFailed
+from loopmoe_train.files import write_text
 from loopmoe_train.parallel.environment import place
 from loopmoe_train.redact import redact, redact_output
 from loopmoe_train.train import heartbeat
+from loopmoe_train.train.stop import end_with_parent
 
 # How gloo, NCCL and torch's store say that a peer is silent or gone.
 _HUNG = (
@@ -54,6 +56,7 @@ _LOST = (
 
 def main(argv: List[str], body: Callable[[RunConfig], None]) -> int:
     """Run ``body`` on the run that ``argv`` names or composes; returns the exit code."""
+    end_with_parent()
     redact_output()
     try:
         rank = place().rank
@@ -131,9 +134,7 @@ def _tell(error: LoopMoEError, lost_peer: bool) -> int:
     scratch = os.environ.get("LOOPMOE_SCRATCH")
     if scratch:
         target = failure_file(Path(scratch), rank)
-        partial = target.with_suffix(".tmp")
-        partial.write_text(json.dumps(entry))
-        os.replace(partial, target)
+        write_text(target, json.dumps(entry))
     else:
         print(f"loopmoe train: rank {rank}: {error}", file=sys.stderr)
     return error.exit_code

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Dict
 
 import torch.distributed as dist
@@ -17,10 +15,10 @@ from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.device.accelerator import select
 from loopmoe_train.errors import Refused
 from loopmoe_train.evaluation.perplexity import Validations, validate
+from loopmoe_train.files import write_text
 from loopmoe_train.parallel import groups
 from loopmoe_train.train.__main__ import leave, main
 from loopmoe_train.train.run import build, checkpoints, restore
-from loopmoe_train.train.stop import end_with_parent
 from loopmoe_train.train.text import Text, open_text
 
 RESULT = "evaluation.json"
@@ -36,7 +34,6 @@ def evaluate(run: RunConfig) -> None:
     Raises:
         Refused: there is no checkpoint, or it does not fit.
     """
-    end_with_parent()
     if newest(checkpoints(run)) is None:
         raise Refused(f"{run_dir(run)} has no checkpoint", "train it, or let the training save")
     run.checkpoint.resume, run.eval_batches = "auto", 0
@@ -48,7 +45,8 @@ def evaluate(run: RunConfig) -> None:
         restore(state, text)
         result = validate(run, state.model, text.valid, text.token_bytes)
         if dist.get_rank() == 0:
-            _write(run_dir(run) / RESULT, {"step": state.step, **_record(result, text)})
+            record = {"step": state.step, **_record(result, text)}
+            write_text(run_dir(run) / RESULT, json.dumps(record, indent=1) + "\n")
     finally:
         groups.leave()
 
@@ -64,12 +62,6 @@ def _record(result: Validations, text: Text) -> Dict[str, Any]:
     }
     whole = {**asdict(result.whole), "gzip9_bits_per_byte": text.gzip_bits_per_byte}
     return {**whole, "sets": sets} if sets else whole
-
-
-def _write(path: Path, record: Dict[str, Any]) -> None:
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(partial, path)
 
 
 if __name__ == "__main__":

@@ -100,13 +100,15 @@ def check_run_folder(run: RunConfig) -> None:
             f"checkpoint.resume={wish}: not a whole checkpoint (it has no manifest.json)",
             "name a folder such as runs/<name>/checkpoints/step-<n>, or use auto or none",
         )
-    if wish == "none" and list(folder.glob("checkpoints/step-*/manifest.json")):
+    if not list(folder.glob("checkpoints/step-*/manifest.json")):
+        return
+    own = Path(wish).resolve().parent == (folder / "checkpoints").resolve()
+    if wish != "auto" and not own:
         raise Refused(
-            f"checkpoint.resume=none but {folder} holds checkpoints: a new run would mix with them",
+            f"checkpoint.resume={wish} but {folder} holds checkpoints: a new run would mix with "
+            "them",
             "choose another name=, or delete the folder",
         )
-    if wish != "auto" or not list(folder.glob("checkpoints/step-*/manifest.json")):
-        return
     before, now = asdict(load(folder / "run.yaml")), asdict(run)
     changed = [
         f"{key} {old!r} -> {new!r}"

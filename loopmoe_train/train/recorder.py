@@ -18,6 +18,7 @@ from loopmoe_train.device.accelerator import accel
 from loopmoe_train.errors import LoopMoEError
 from loopmoe_train.evaluation.perplexity import Validations
 from loopmoe_train.evaluation.probe import training_routing
+from loopmoe_train.files import write_text
 from loopmoe_train.observe.jsonl import last_steps
 from loopmoe_train.observe.metrics import set_key
 from loopmoe_train.observe.progress import Progress
@@ -205,6 +206,4 @@ class Recorder:
             peak_memory_gib=accel.peak_memory_bytes() / 2**30,
             peak_tflops_per_device=self.peak / self.state.run.cluster.devices / 1e12,
         )
-        partial = self.folder / "summary.json.tmp"
-        partial.write_text(json.dumps(self.summary, indent=1))
-        os.replace(partial, self.folder / "summary.json")
+        write_text(self.folder / "summary.json", json.dumps(self.summary, indent=1))

@@ -32,7 +32,7 @@ from loopmoe_train.train import faults, heartbeat
 from loopmoe_train.train.gradients import describe_non_finite
 from loopmoe_train.train.recorder import Recorder
 from loopmoe_train.train.step import TrainState, micro_steps, train_step
-from loopmoe_train.train.stop import StopRequest, end_with_parent
+from loopmoe_train.train.stop import StopRequest
 from loopmoe_train.train.text import Text, open_text
 
 
@@ -43,7 +43,6 @@ def train(run: RunConfig) -> None:
         TrainingStopped: a gradient was not finite.
         Refused: the checkpoint or dataset does not fit this run.
     """
-    end_with_parent()
     stop = StopRequest()
     select(run.cluster.device)
     groups.join(run)

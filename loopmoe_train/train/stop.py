@@ -8,6 +8,9 @@ import sys
 from types import FrameType
 from typing import Optional
 
+# Looked up once: between fork and exec nothing should be loaded.
+_PRCTL = ctypes.CDLL(None).prctl if sys.platform.startswith("linux") else None
+
 
 class StopRequest:
     """Remembers the first signal; installing it replaces Python's handlers."""
@@ -25,7 +28,11 @@ class StopRequest:
 
 
 def end_with_parent() -> None:
-    """Ask Linux to send SIGTERM when the launcher dies, so that no rank is left behind."""
-    if sys.platform.startswith("linux"):
+    """Ask Linux to send SIGTERM when the parent dies, so that no rank is left behind.
+
+    Our launchers call it in the new process, before anything is imported there; a rank calls it
+    too, since torchrun and mpirun do not.
+    """
+    if _PRCTL is not None:
         pr_set_pdeathsig = 1
-        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        _PRCTL(pr_set_pdeathsig, signal.SIGTERM)

@@ -63,11 +63,6 @@ def test_cut_characters_decode_to_replacements(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(ids[:2]) == "\ufffd"
 
 
-def test_batch_is_each_text(tokenizer: Tokenizer) -> None:
-    texts = make_texts()[:3]
-    assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
-
-
 def test_it_learned_something(tokenizer: Tokenizer) -> None:
     text = make_texts()[0]
     assert len(text.encode()) / len(tokenizer.encode(text)) > 3

@@ -15,7 +15,8 @@ import pytest
 from loopmoe_train.cli import report as cli
 from loopmoe_train.errors import Refused
 from loopmoe_train.observe import report
-from loopmoe_train.observe.report import build_report
+from loopmoe_train.observe.report import write_report
+from loopmoe_train.observe.rundata import load_runs
 from tests.observe.synthetic import make_run
 
 HOSTILE = '</pre><script>alert("x")</script> & <img src=http://evil.example/x>'
@@ -80,6 +81,10 @@ def check_self_contained(page: str, pictures: int) -> None:
     assert len(tags.loads) == pictures
     assert all(load.startswith("data:image/png;base64,iVBOR") for load in tags.loads)
     assert not re.search(r"@import|url\(", page)
+
+
+def build_report(folders: list[Path], out: Path | None = None) -> Path:
+    return write_report(load_runs(folders), out)
 
 
 def test_report_of_one_run(tmp_path: Path) -> None:

@@ -291,6 +291,7 @@ REFUSED = {
     "name=first": "already trained for 6 steps",
     "name=first optim=muon steps=9": "optim.kind 'adamw' -> 'muon'",
     "name=first checkpoint.resume=none": "a new run would mix",
+    "name=first checkpoint.resume=runs/second/checkpoints/step-3 steps=9": "would mix",
     "name=first seed=2 steps=9": "seed 1234 -> 2",
 }
 

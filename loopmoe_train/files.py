@@ -32,6 +32,12 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     sync_folder(path.parent)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Make ``text`` the whole content of ``path``, or leave it as it was."""
+    with atomic_write(path) as stream:
+        stream.write(text.encode("utf-8"))
+
+
 def temporary_name(path: Path) -> Path:
     """A fresh hidden name beside ``path``: same file system, so the rename is atomic."""
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
