@@ -67,11 +67,16 @@ def main(argv: List[str], body: Callable[[RunConfig], None]) -> int:
         return 0
     except AlreadyTold as told:
         return told.exit_code
-    except LoopMoEError as error:
-        return _tell(error, lost_peer=False)
     except Exception as error:
-        traceback.print_exc()
-        return _tell(*_explain(error))
+        return _told(error)
+
+
+def _told(error: Exception) -> int:
+    """Tell a failure of this rank; returns its exit code."""
+    if isinstance(error, LoopMoEError):
+        return _tell(error, lost_peer=False)
+    traceback.print_exc()
+    return _tell(*_explain(error))
 
 
 def _run(argv: List[str]) -> RunConfig:
@@ -84,7 +89,7 @@ def _run(argv: List[str]) -> RunConfig:
             )
         from loopmoe_train.train.bare import agree  # imports torch
 
-        return agree(argv)
+        return agree(argv, _told)
     run = run_file.load(Path(words[0]))
     # A restarted attempt continues where the one before it saved.
     run.checkpoint.resume = os.environ.get("LOOPMOE_RESUME", run.checkpoint.resume)
@@ -136,7 +141,7 @@ def _tell(error: LoopMoEError, lost_peer: bool) -> int:
         target = failure_file(Path(scratch), rank)
         write_text(target, json.dumps(entry))
     else:
-        print(f"loopmoe train: rank {rank}: {error}", file=sys.stderr)
+        print(f"loopmoe train: rank {rank}: {error}", file=sys.stderr, flush=True)
     return error.exit_code
 
 

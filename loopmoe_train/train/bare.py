@@ -11,14 +11,14 @@ import os
 import sys
 import time
 from datetime import timedelta
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, List
 
 import torch
 
 from loopmoe_train.config import run_file
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.data.mixture import ensure_mixture
-from loopmoe_train.errors import AlreadyTold, LoopMoEError, Refused
+from loopmoe_train.errors import AlreadyTold, Refused
 from loopmoe_train.parallel.environment import Place, place
 from loopmoe_train.parallel.rendezvous import store
 from loopmoe_train.train.preflight import check_machine, prepare
@@ -27,16 +27,19 @@ _PATIENCE = timedelta(hours=24)  # rank 0 may have a corpus to tokenise first
 _READ_S = 20.0  # for the others to read that rank 0 leaves
 
 
-def agree(overrides: List[str]) -> RunConfig:
+def agree(overrides: List[str], tell: Callable[[Exception], int]) -> RunConfig:
     """The run that all ranks train, composed by rank 0 from ``overrides``.
 
+    Args:
+        tell: tells a failure to the user; returns the exit code.
+
     Raises:
-        Refused: on rank 0, with the reason; or this machine lacks devices or the same data.
-        AlreadyTold: on the other ranks when rank 0 refused.
+        Refused: this machine lacks devices or the same data as that of rank 0.
+        AlreadyTold: rank 0 refused.
     """
     here = place()
     if here.rank == 0:
-        reply = _compose(overrides, here)
+        reply = _compose(overrides, here, tell)
     else:
         job = store()
         job.set_timeout(_PATIENCE)
@@ -54,16 +57,20 @@ def agree(overrides: List[str]) -> RunConfig:
     return run
 
 
-def _compose(overrides: List[str], here: Place) -> Dict[str, Any]:
+def _compose(overrides: List[str], here: Place, tell: Callable[[Exception], int]) -> Dict[str, Any]:
     """Make the run and hand it out; if that fails, hand out the exit code."""
     job = store()
     try:
         words = _with_world(overrides, here)
         run, text = prepare(words, lambda line: print(line, flush=True), here.local_world)
-    except BaseException as error:
-        code = error.exit_code if isinstance(error, LoopMoEError) else 1
+    except Exception as error:
+        # Told first: torchrun and mpirun end this rank as soon as another one has left.
+        code = tell(error)
         job.set("run", json.dumps({"exit_code": code}))
         _wait_for_readers(here.world - 1)
+        raise AlreadyTold(code) from error
+    except BaseException:
+        job.set("run", json.dumps({"exit_code": 1}))
         raise
     reply = {"run": run_file.dump(run), "dataset": text.fingerprint}
     job.set("run", json.dumps(reply))
