@@ -15,20 +15,24 @@ from megatron.core.distributed import (
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.utils import get_model_config
-from torch import Tensor
+from torch import Tensor, nn
 
 from loopmoe_train.config.schema import RunConfig
-from loopmoe_train.model.attention import ScaledDotProductAttention
 from loopmoe_train.model.core_config import transformer_config
 from loopmoe_train.moe.experts import GroupedExperts
 
 
-def build_core(run: RunConfig, vocab_size: int, given: bool) -> Tuple[List[Any], Any]:
+def build_core(
+    run: RunConfig, vocab_size: int, ours: nn.Module, given: bool
+) -> Tuple[List[Any], Any]:
     """Core's model and optimizer for a vanilla MoE run with multi-head attention.
 
     Args:
+        ours: our bare model, whose weights it gets: the same routing, so that the ranks wait
+            for one another alike.
         given: core too gets fused attention and a grouped matrix product (torch's), in place of
             DotProductAttention and SequentialMLP.
     """
@@ -37,7 +41,7 @@ def build_core(run: RunConfig, vocab_size: int, given: bool) -> Tuple[List[Any],
         num_experts=run.model.moe.num_experts, moe_grouped_gemm=False, normalization="RMSNorm"
     )
     if given:
-        spec.submodules.self_attention.submodules.core_attention = ScaledDotProductAttention
+        spec.submodules.self_attention.submodules.core_attention = TorchAttention
         spec.submodules.mlp.submodules.experts = ModuleSpec(module=PlainGroupedExperts)
     model = GPTModel(
         config=config,
@@ -46,6 +50,7 @@ def build_core(run: RunConfig, vocab_size: int, given: bool) -> Tuple[List[Any],
         max_sequence_length=run.sequence_length,
         position_embedding_type="rope",
     )
+    _copy_weights(ours, model)
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True, use_distributed_optimizer=run.parallel.distributed_optimizer
     )
@@ -65,6 +70,34 @@ def build_core(run: RunConfig, vocab_size: int, given: bool) -> Tuple[List[Any],
     )
     get_model_config(chunks[0]).finalize_model_grads_func = finalize_model_grads
     return chunks, optimizer
+
+
+def _copy_weights(ours: nn.Module, core: nn.Module) -> None:
+    """Give core's model our weights, by name (KeyError where there is no counterpart)."""
+    mine = dict(ours.named_parameters())
+    with torch.no_grad():
+        for name, weight in core.named_parameters():
+            layer, expert, of_expert = name.partition(".local_experts.")
+            if not expert:
+                weight.copy_(mine[name])
+            elif ".linear_fc1." in of_expert:
+                # [d, 2, f] -> [2f, d], gate then up.
+                index = int(of_expert.partition(".")[0])
+                weight.copy_(mine[f"{layer}.w1_EDGF"][index].flatten(1).T)
+            else:
+                index = int(of_expert.partition(".")[0])
+                weight.copy_(mine[f"{layer}.w2_EFD"][index].T)
+
+
+class TorchAttention(DotProductAttention):
+    """torch's fused attention in the slot of core's."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+        """[s, b, heads, d] each, causal -> [s, b, heads * d]."""
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        return (
+            F.scaled_dot_product_attention(q, k, v, is_causal=True).permute(2, 0, 1, 3).flatten(2)
+        )
 
 
 class PlainGroupedExperts(GroupedExperts):

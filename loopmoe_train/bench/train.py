@@ -1,8 +1,9 @@
 """Training speed against megatron-core's own GPTModel: interleaved pairs in one launch.
 
 Rank part; the verb (cli/bench.py) starts it through the launcher. Both sides train the same
-vanilla MoE with multi-head attention on the same ranks, the same optimizer and data. Blocks
-of steps alternate, so that a change of the machine's speed meets both alike.
+vanilla MoE with multi-head attention from the same weights on the same data, ranks and
+optimizer; the first losses must agree. Blocks of steps alternate, so that a change of the
+machine's speed meets both alike.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from loopmoe_train.config.run_file import run_dir
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.data.batches import Batch
 from loopmoe_train.device.accelerator import accel, select
+from loopmoe_train.model.build import bare
 from loopmoe_train.parallel import groups
 from loopmoe_train.train.__main__ import leave, main
 from loopmoe_train.train.run import build
@@ -41,8 +43,8 @@ def synthetic(run: RunConfig, first: int, count: int) -> Batch:
     return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), mask, positions, None)
 
 
-def core_step(run: RunConfig, model: List[Any], optimizer: Any) -> None:
-    """One step as megatron's own training loop makes it."""
+def core_step(run: RunConfig, model: List[Any], optimizer: Any) -> float:
+    """One step as megatron's own training loop makes it; returns the mean loss per token."""
     ranks = parallel_state.get_data_parallel_world_size()
     rank = parallel_state.get_data_parallel_rank()
     for chunk in model:
@@ -63,7 +65,9 @@ def core_step(run: RunConfig, model: List[Any], optimizer: Any) -> None:
         forward_only=False,
     )
     optimizer.step()
-    torch.stack([output["sum"] for output in outputs]).sum().item()
+    loss = torch.stack([output["sum"] for output in outputs]).sum()
+    dist.all_reduce(loss)
+    return float(loss) / (run.global_batch_size * run.sequence_length)
 
 
 def measure(run: RunConfig) -> None:
@@ -71,12 +75,11 @@ def measure(run: RunConfig) -> None:
     select(run.cluster.device)
     groups.join(run)
     state = build(run, VOCAB, lambda first, count: synthetic(run, first, count))
-    sides: Dict[str, Callable[[], Any]] = {"ours": lambda: train_step(state, False)}
+    sides: Dict[str, Callable[[], float]] = {"ours": lambda: train_step(state, False).loss}
     for side in SIDES[1:]:
-        model, optimizer = build_core(run, VOCAB, given=side == "core_given")
+        model, optimizer = build_core(run, VOCAB, bare(state.model[0]), side == "core_given")
         sides[side] = lambda m=model, o=optimizer: core_step(run, m, o)  # type: ignore[misc]
-    for step in sides.values():
-        step()
+    _same_job({name: step() for name, step in sides.items()})
     seconds: Dict[str, List[float]] = {side: [] for side in sides}
     for block in range(run.steps):
         # Every order of the sides comes up: none is always first after a pause.
@@ -90,6 +93,16 @@ def measure(run: RunConfig) -> None:
         table = json.dumps(_table(run, seconds, state.model), indent=1)
         (run_dir(run) / "bench.json").write_text(table)
     groups.leave()
+
+
+def _same_job(losses: Dict[str, float]) -> None:
+    """Refuse to compare sides that do not compute the same.
+
+    Raises:
+        RuntimeError: the first losses differ by more than rounding.
+    """
+    if max(losses.values()) - min(losses.values()) > 1e-5 * losses["ours"]:
+        raise RuntimeError(f"the sides do not compute the same: first losses {losses}")
 
 
 def _time_block(step: Callable[[], Any]) -> float:

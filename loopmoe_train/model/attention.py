@@ -1,14 +1,18 @@
-"""Core attention on torch's scaled_dot_product_attention, where TransformerEngine is absent."""
+"""Core attention where TransformerEngine is absent: torch's scaled_dot_product_attention, or on
+a processor our blocks."""
 
 from __future__ import annotations
 
 from typing import Any, Optional
 
+import torch
 import torch.nn.functional as F
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+
+from loopmoe_kernels.causal_attention import MAX_LENGTH, causal_attention
 
 
 class ScaledDotProductAttention(MegatronModule):
@@ -60,14 +64,21 @@ class ScaledDotProductAttention(MegatronModule):
             raise ValueError("attention_bias and packed sequences are not taken by this attention")
         s, b, heads, _ = query.shape
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        out = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=None if attention_mask is None else ~attention_mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=attention_mask is None,
-            scale=self.softmax_scale,
-            enable_gqa=k.shape[1] != heads,
-        )
+        dropout = self.dropout if self.training else 0.0
+        plain = attention_mask is None and not dropout and k.shape[1] == heads
+        if q.is_cpu and plain and s <= MAX_LENGTH and q.dtype == torch.float32:
+            scale = q.shape[-1] ** -0.5 if self.softmax_scale is None else self.softmax_scale
+            out = causal_attention(*(x.reshape(b * heads, s, -1) for x in (q, k, v)), scale)
+            out = out.view(b, heads, s, -1)
+        else:
+            out = F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=None if attention_mask is None else ~attention_mask,
+                dropout_p=dropout,
+                is_causal=attention_mask is None,
+                scale=self.softmax_scale,
+                enable_gqa=k.shape[1] != heads,
+            )
         return out.permute(2, 0, 1, 3).reshape(s, b, heads * v.shape[-1])
