@@ -22,7 +22,7 @@ _CHOICES = {
     "precision": ("fp32", "bf16"),
     "model.attention.kind": ("mla", "gqa"),
     "model.moe.score_function": ("sigmoid", "softmax"),
-    "model.moe.aux_loss": ("none", "micro_batch", "sequence", "global_batch"),
+    "model.moe.aux_loss": ("none", "micro_batch", "sequence"),
     "model.moe.dispatcher": ("alltoall", "allgather"),
     "model.loop.conditioning": ("iter_adaln", "none"),
     "model.loop.gate": ("vector", "scalar"),

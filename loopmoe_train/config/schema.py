@@ -41,7 +41,7 @@ class MoEConfig:
     topk_scaling_factor: Optional[float] = None
     # balancing: DeepSeek-V3's bias on the selection, and auxiliary losses
     expert_bias_update_rate: float = 1e-3  # 0: no expert bias
-    aux_loss: str = "micro_batch"  # none | micro_batch | sequence | global_batch
+    aux_loss: str = "micro_batch"  # none | micro_batch | sequence
     aux_loss_coeff: float = 1e-3
     z_loss_coeff: float = 0.0
     dispatcher: str = "alltoall"  # alltoall | allgather

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -23,7 +22,7 @@ import torch
 from loopmoe_train.errors import Refused
 
 _SUPPORTED = "==0.16.1"
-_disabled: set[str] = {n for n in os.environ.get("LOOPMOE_DISABLE_FIX", "").split(",") if n}
+_disabled: set[str] = set()
 #: how to take back what a fix set in its module; wrapped functions look at _disabled themselves
 _undo: dict[str, Callable[[], None]] = {}
 

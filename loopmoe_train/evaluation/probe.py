@@ -93,11 +93,11 @@ def _reader(gates: Dict[str, Tensor], visit: Any, branch: str) -> Any:
 
         put(f"gamma_{branch}_mean", gamma.mean())
         put(f"gamma_{branch}_abs", gamma.abs().mean())
+        put(f"beta_{branch}_abs", beta.abs().mean())
         if alpha is not None:
             put("alpha_mean", alpha.mean())
             # Over tokens, of the channel mean: the paper's tok_std.
             put("alpha_token_std", alpha.float().mean(-1).std())
-            put("beta_abs", beta.abs().mean())
 
     return read
 

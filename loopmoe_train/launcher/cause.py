@@ -12,7 +12,7 @@ from loopmoe_train.errors import LoopMoEError, RankLost, Refused, RunFailed, Tra
 from loopmoe_train.train.heartbeat import Sign
 
 _KINDS = {kind.exit_code: kind for kind in (RunFailed, Refused, TrainingStopped, RankLost)}
-_AGAIN = "the same command resumes from the last checkpoint"
+AGAIN = "the same command resumes from the last checkpoint"
 
 
 @dataclass
@@ -82,7 +82,7 @@ def killed(rank: int, code: int, sign: Optional[Sign], logs: Path) -> Fault:
     hint = " (out of memory?)" if name == "SIGKILL" else ""
     error = RankLost(
         f"rank {rank} was ended by {name}{hint} {where(sign)}; the other ranks were stopped",
-        f"see {logs}/rank-{rank}.log; {_AGAIN}",
+        f"see {logs}/rank-{rank}.log; {AGAIN}",
     )
     return Fault(error, rank, sign, name)
 
@@ -93,7 +93,7 @@ def stopped(rank: int, sign: Sign, status: str, silent_s: float, logs: Path) -> 
     how = "was stopped by SIGSTOP" if by_signal else f"is stuck outside Python ({status})"
     error = RankLost(
         f"rank {rank} {how} {where(sign)}: no sign of life for {silent_s:.1f} s; it was killed",
-        f"see {logs}/rank-{rank}.log, or raise launcher.heartbeat_seconds; {_AGAIN}",
+        f"see {logs}/rank-{rank}.log, or raise launcher.heartbeat_seconds; {AGAIN}",
     )
     return Fault(error, rank, sign, "SIGSTOP" if by_signal else None)
 
@@ -103,7 +103,7 @@ def hung(ranks: List[int], sign: Sign, stuck_s: float, logs: Path) -> Fault:
     who = f"rank {ranks[0]} hangs" if len(ranks) == 1 else f"ranks {ranks} hang"
     error = RankLost(
         f"{who} {where(sign)}: no progress for {stuck_s:.1f} s; the job was killed",
-        f"see {logs}/stacks-*.txt for where, or raise launcher.hang_seconds; {_AGAIN}",
+        f"see {logs}/stacks-*.txt for where, or raise launcher.hang_seconds; {AGAIN}",
     )
     return Fault(error, ranks[0], sign)
 
@@ -120,7 +120,7 @@ def _done(signs: Dict[int, Sign], rank: int) -> bool:
 def _left(rank: int, sign: Optional[Sign], how: str, logs: Path) -> Fault:
     error = RankLost(
         f"rank {rank} {how} {where(sign)}, before the run was over; the other ranks were stopped",
-        f"see {logs}/rank-{rank}.log; {_AGAIN}",
+        f"see {logs}/rank-{rank}.log; {AGAIN}",
     )
     return Fault(error, rank, sign)
 

@@ -21,10 +21,10 @@ from typing import Any, Dict, List, Optional
 
 from loopmoe_train.config.run_file import run_dir
 from loopmoe_train.config.schema import RunConfig
-from loopmoe_train.errors import LoopMoEError, RankLost, RunFailed
+from loopmoe_train.errors import Interrupted, LoopMoEError, RankLost, RunFailed
 from loopmoe_train.files import write_text
 from loopmoe_train.launcher import local, wrapped
-from loopmoe_train.launcher.cause import Fault, where
+from loopmoe_train.launcher.cause import AGAIN, Fault, where
 from loopmoe_train.launcher.job import Job
 from loopmoe_train.launcher.watch import watch
 from loopmoe_train.train.heartbeat import Sign
@@ -53,7 +53,7 @@ def launch(run: RunConfig, module: str = TRAIN) -> None:
         fault = attempt.run_to_end(history)
         if fault is None:
             return
-        refusal = history.add(fault, attempt.asked_to_stop, attempt.steps_here)
+        refusal = history.add(fault, attempt.asked, attempt.steps_here)
         attempt.report(refusal)
         if refusal is not None:
             raise refusal
@@ -88,13 +88,20 @@ class History:
     in_a_row: int = 0
     furthest: int = -1
 
-    def add(self, fault: Fault, asked_to_stop: bool, steps_here: int) -> Optional[LoopMoEError]:
-        """Take in a fault; None if the job shall be started again, else what the user is told."""
+    def add(self, fault: Fault, asked: List[int], steps_here: int) -> Optional[LoopMoEError]:
+        """Take in a fault; None if the job shall be started again, else what the user is told.
+
+        Args:
+            asked: signals that the user sent meanwhile and that were passed on.
+            steps_here: steps done in this attempt.
+        """
         before = self.faults[-1] if self.faults else None
         self.faults.append(fault)
         error, reached = fault.error, _reached(fault)
         lost = isinstance(error, RankLost)
-        if asked_to_stop or not (lost or (type(error) is RunFailed and steps_here)):
+        if asked:
+            return _as_asked(fault, asked, steps_here) or error
+        if not (lost or (type(error) is RunFailed and steps_here)):
             return error
         if before is not None and _reached(before) == reached and self.limit:
             steps = fault.sign is not None and fault.sign.phase != "start"
@@ -109,6 +116,16 @@ class History:
         if not self.limit:
             return error
         return type(error)(f"{error.what}; {self.limit} restarts got no further", error.fix)
+
+
+def _as_asked(fault: Fault, asked: List[int], steps_here: int) -> Optional[LoopMoEError]:
+    """What to tell of a fault that is just what the user's signals do; None if it is not."""
+    name = signal.Signals(asked[0]).name
+    if len(asked) > 1 and fault.signal == "SIGKILL":
+        return RunFailed(f"killed at the second {name} {where(fault.sign)}", AGAIN)
+    if fault.signal == name and not steps_here:
+        return Interrupted(f"stopped by {name} before the first step; nothing is lost", AGAIN)
+    return None
 
 
 def _reached(fault: Fault) -> int:
@@ -141,10 +158,6 @@ class _Attempt:
         self.signs: Dict[int, Sign] = {}
         self.fault: Optional[Fault] = None
         self.failed_at = 0.0
-
-    @property
-    def asked_to_stop(self) -> bool:
-        return bool(self.asked)
 
     @property
     def steps_here(self) -> int:

@@ -13,12 +13,8 @@ from loopmoe_train.device.accelerator import accel
 from loopmoe_train.device.fixes import apply_config_rules
 from loopmoe_train.spec.visits import visits
 
-_AUX_LOSS = {
-    "none": "none",
-    "micro_batch": "aux_loss",
-    "sequence": "seq_aux_loss",
-    "global_batch": "global_aux_loss",
-}
+# Core's global_aux_loss is left out: its running mean depends on the layout and on recomputation.
+_AUX_LOSS = {"none": "none", "micro_batch": "aux_loss", "sequence": "seq_aux_loss"}
 
 
 def transformer_config(run: RunConfig) -> TransformerConfig:

@@ -47,7 +47,8 @@ GATE_STATS = (
     "gamma_attn_abs",
     "gamma_moe_mean",
     "gamma_moe_abs",
-    "beta_abs",
+    "beta_attn_abs",
+    "beta_moe_abs",
 )
 
 _SET_KEY = re.compile(r"val/([^/]+)/(\w+)")

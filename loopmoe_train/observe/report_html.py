@@ -106,8 +106,7 @@ def _headlines(runs: Sequence[RunData]) -> str:
     columns = [dict(run.headline()) for run in runs]
     rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
     head = ["", *(run.name for run in runs)] if len(runs) > 1 else None
-    folders = ", ".join(str(run.folder) for run in runs)
-    return f'<p class="dim">{escape(folders)}</p>' + _table(rows, head)
+    return _table(rows, head)
 
 
 def _sets(runs: Sequence[RunData]) -> str:

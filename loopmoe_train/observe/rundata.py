@@ -80,7 +80,7 @@ class RunData:
             ("MFU (last)", _or("not recorded", mfu, "{:.1%}")),
             ("wall time", format_seconds(wall) if wall is not None else "not recorded"),
             ("first step", _or("not recorded", first_step, "{:.1f} s")),
-            ("peak memory", _or("not recorded", memory, "{:.2f} GiB")),
+            ("peak memory", _or("not recorded", memory, "{:.2f} GiB (fullest rank)")),
             ("parameters", _or("not recorded", total, "{:,.0f}")),
             ("active parameters", _or("not recorded", active, "{:,.0f}")),
             ("status", str(self.summary.get("status") or "no summary.json: unfinished?")),

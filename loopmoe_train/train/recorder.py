@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Dict, Iterator, List, Optional
 
+import torch
 import torch.distributed as dist
 
 from loopmoe_train.config import run_file
@@ -25,6 +26,7 @@ from loopmoe_train.observe.progress import Progress
 from loopmoe_train.observe.routing import RoutingProbe, write_probe
 from loopmoe_train.observe.sinks import JsonlSink, MultiSink, Sink, WandbSink
 from loopmoe_train.observe.tensorboard import TensorBoardSink
+from loopmoe_train.parallel.reduce import max_over_ranks
 from loopmoe_train.redact import redact
 from loopmoe_train.spec.arithmetic import parameters, train_flops_per_token
 from loopmoe_train.spec.batch import total_samples
@@ -53,6 +55,7 @@ class Recorder:
         self.speeds: List[float] = []
         self.started = time.perf_counter()
         self.first_step_s: Optional[float] = None
+        self.peak_memory: Optional[float] = None
         self.flops_per_token = train_flops_per_token(
             run.model, text.vocab_size, run.sequence_length
         )
@@ -182,6 +185,8 @@ class Recorder:
         status = "failed"
         try:
             yield
+            # Of the fullest rank; after a failure the others may be gone, and rank 0's is told.
+            self.peak_memory = max_over_ranks(torch.tensor([accel.peak_memory_bytes()]))[0]
             status = "stopped" if self.stop_signal else "done"
         except LoopMoEError as error:
             status = str(error)
@@ -203,7 +208,7 @@ class Recorder:
             tokens_per_s=median(self.speeds) if self.speeds else None,
             wall_s=self.elapsed_s,
             first_step_s=self.first_step_s,
-            peak_memory_gib=accel.peak_memory_bytes() / 2**30,
+            peak_memory_gib=(self.peak_memory or accel.peak_memory_bytes()) / 2**30,
             peak_tflops_per_device=self.peak / self.state.run.cluster.devices / 1e12,
         )
         write_text(self.folder / "summary.json", json.dumps(self.summary, indent=1))

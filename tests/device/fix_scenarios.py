@@ -2,9 +2,9 @@
 
     python -m tests.device.fix_scenarios [SCENARIO[:FIX_TO_LEAVE_OUT] ...]
 
-prints one JSON object, {"SCENARIO:FIX": "ok" | "ErrorType: message"}; LOOPMOE_DISABLE_FIX applies
-to all of them. Each scenario checks its own numbers. All run in forked children of one process
-that has imported megatron.core and started no thread, so that a scenario costs little.
+prints one JSON object, {"SCENARIO:FIX": "ok" | "ErrorType: message"}. Each scenario checks its own
+numbers. All run in forked children of one process that has imported megatron.core and started
+no thread, so that a scenario costs little.
 """
 
 from __future__ import annotations

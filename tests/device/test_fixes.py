@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -55,11 +54,9 @@ WITH = (
 def outcomes() -> dict[str, str]:
     """All scenarios in one launch."""
     pairs = [*WITH, *(f"{scenario}:{fix}" for fix, (scenario, _) in WITHOUT.items())]
-    environment = {k: v for k, v in os.environ.items() if k != "LOOPMOE_DISABLE_FIX"}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "tests.device.fix_scenarios", *pairs],
         cwd=ROOT,
-        env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -145,9 +145,9 @@ def _lost(step: int, phase: str = "step") -> Fault:
 def test_restarts_count_only_while_nothing_is_gained() -> None:
     history = History(limit=2)
     reached = [5, 9, 8, 20, 19]
-    assert [history.add(_lost(step), False, 2) for step in reached] == [None] * len(reached)
+    assert [history.add(_lost(step), [], 2) for step in reached] == [None] * len(reached)
     assert history.in_a_row == 2
-    refusal = history.add(_lost(18), False, 2)
+    refusal = history.add(_lost(18), [], 2)
     assert refusal is not None and "2 restarts got no further" in str(refusal)
 
 
@@ -156,14 +156,33 @@ def test_restarts_count_only_while_nothing_is_gained() -> None:
     [Refused("no"), TrainingStopped("not finite"), RunFailed("failed before its first step")],
 )
 def test_some_failures_are_never_retried(error: LoopMoEError) -> None:
-    assert History(limit=3).add(Fault(error, 0, _sign(0)), False, 0) is error
+    assert History(limit=3).add(Fault(error, 0, _sign(0)), [], 0) is error
+
+
+@pytest.mark.parametrize(
+    "asked, ended_by, steps_here, exit_code, said",
+    [
+        ([2], "SIGINT", 0, 0, "stopped by SIGINT before the first step; nothing is lost"),
+        ([15], "SIGTERM", 0, 0, "stopped by SIGTERM before the first step; nothing is lost"),
+        ([2, 2], "SIGKILL", 3, 1, "killed at the second SIGINT in step 5"),
+        ([2], "SIGKILL", 3, 4, "rank 1 was lost"),
+        ([2], "SIGINT", 3, 4, "rank 1 was lost"),
+    ],
+)
+def test_what_was_asked_for_is_not_a_loss(
+    asked: List[int], ended_by: str, steps_here: int, exit_code: int, said: str
+) -> None:
+    fault = _lost(4)
+    fault.signal = ended_by
+    error = History(limit=3).add(fault, asked, steps_here)
+    assert error is not None and error.exit_code == exit_code and said in str(error)
 
 
 def test_an_error_after_a_step_is_retried_once() -> None:
     history = History(limit=3)
     fault = Fault(RunFailed("index out of range"), 0, _sign(4))
-    assert history.add(fault, False, 4) is None
-    assert "suspect data or step" in str(history.add(fault, False, 4))
+    assert history.add(fault, [], 4) is None
+    assert "suspect data or step" in str(history.add(fault, [], 4))
 
 
 def test_hang_limits() -> None:

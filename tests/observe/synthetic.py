@@ -88,7 +88,8 @@ def _visit_records(rng: np.random.Generator, probe: RoutingProbe, done: float) -
                 "gamma_attn_abs": done * (abs(at - 0.4) + 0.1),
                 "gamma_moe_mean": done * (0.3 * at - 0.35),
                 "gamma_moe_abs": done * 0.3,
-                "beta_abs": 0.003 * done * rng.random(),
+                "beta_attn_abs": 0.003 * done * rng.random(),
+                "beta_moe_abs": 0.002 * done * rng.random(),
             }
             record |= {gate_key(entry.layer, k, stat): v for stat, v in gates.items()}
     return record

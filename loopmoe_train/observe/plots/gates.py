@@ -60,19 +60,20 @@ def _draw_last(figure: Any, metrics: Metrics, layers: list[int]) -> None:
     gamma_attn.set_title("Attention scale gamma")
     gamma_moe.set_title("MoE scale gamma")
     beta.set_title("Shift beta")
-    beta.set_ylabel("mean |beta|")
+    beta.set_ylabel("mean |beta|, attention, dashed: MoE")
     for place, layer in enumerate(layers):
         # side by side, or the bars of two layers would hide each other
         shift = 0.12 * (place - (len(layers) - 1) / 2) / max(1, (len(layers) - 1) / 2)
         look = {"color": colours[layer], "marker": "o", "ms": 5, "linewidth": 1.6}
+        dashed = {**look, "linestyle": "--", "linewidth": 1.1, "ms": 3.5, "alpha": 0.75}
         x, mean = _by_iteration(metrics, layer, "alpha_mean")
         _, std = _by_iteration(metrics, layer, "alpha_token_std")
         alpha.errorbar(x + shift, mean, yerr=np.nan_to_num(std), capsize=3, elinewidth=1.1, **look)
         for axes, part in ((gamma_attn, "attn"), (gamma_moe, "moe")):
             axes.plot(*_by_iteration(metrics, layer, f"gamma_{part}_mean"), **look)
-            dashed = {**look, "linestyle": "--", "linewidth": 1.1, "ms": 3.5, "alpha": 0.75}
             axes.plot(*_by_iteration(metrics, layer, f"gamma_{part}_abs"), **dashed)
-        beta.plot(*_by_iteration(metrics, layer, "beta_abs"), **look)
+        beta.plot(*_by_iteration(metrics, layer, "beta_attn_abs"), **look)
+        beta.plot(*_by_iteration(metrics, layer, "beta_moe_abs"), **dashed)
     for axes in (gamma_attn, gamma_moe):
         axes.set_ylabel("mean, dashed: mean |gamma|")
     for axes, has_sign in ((alpha, True), (gamma_attn, True), (gamma_moe, True), (beta, False)):

@@ -93,7 +93,8 @@ def _draw_load(figure: SubFigure, layers: Sequence[LayerRouting], step: int) -> 
     # 0 is a shade of its own: an expert that learns nothing is a fault, not a low load
     note = ", black: no token" if dead.any() else ""
     axes.set_title(
-        f"Expert load at step {step}: rows are layer and iteration (colour: load / mean{note})"
+        f"Expert load on held-out text at step {step}: rows are layer and iteration "
+        f"(colour: load / mean{note})"
     )
 
 
@@ -132,7 +133,7 @@ def _draw_curves(figure: SubFigure, metrics: Metrics) -> None:
     colours = layer_colours(layers)
     loops = any(iteration > 1 for _, iteration in metrics.routing)
     for axes, (stat, title, unit) in zip(panels, _CURVES, strict=True):
-        axes.set_title(title)
+        axes.set_title(f"{title}, training text")
         for (layer, iteration), curves in metrics.routing.items():
             series = curves.get(stat)
             if series is None or not np.isfinite(series.value).any():
