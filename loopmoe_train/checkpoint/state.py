@@ -77,7 +77,7 @@ def capture(trained: Trained, position: Dict[str, int]) -> Tuple[List[Shard], by
     shards += [
         Shard(f"{_RANDOM}/{dist.get_rank()}/{name}", (0,) * value.dim(), tuple(value.shape),
               _host(value))
-        for name, value in _random_states().items()
+        for name, value in random_states().items()
     ]  # fmt: skip
     buffer = io.BytesIO()
     torch.save(common, buffer)
@@ -129,7 +129,7 @@ class Restore:
             group.update({name: rate for name, rate in fresh.items() if rate is not None})
         trained.scheduler.load_state_dict(state["scheduler"])
         if random:
-            _set_random_states(random)
+            set_random_states(random)
         position: Dict[str, int] = state["position"]
         return position
 
@@ -172,14 +172,16 @@ def _host(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
-def _random_states() -> Dict[str, Tensor]:
+def random_states() -> Dict[str, Tensor]:
+    """The states of this rank's random generators."""
     states = {"host": torch.get_rng_state(), "device": accel.rng_state()}
     for name, state in get_cuda_rng_tracker().get_states().items():
         states[f"tracker/{name}"] = state
     return states
 
 
-def _set_random_states(states: Dict[str, Tensor]) -> None:
+def set_random_states(states: Dict[str, Tensor]) -> None:
+    """Put back what :func:`random_states` gave."""
     torch.set_rng_state(states["host"])
     accel.set_rng_state(states["device"])
     tracked = {name[8:]: value for name, value in states.items() if name.startswith("tracker/")}

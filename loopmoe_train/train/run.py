@@ -21,6 +21,7 @@ from loopmoe_train.config.run_file import run_dir
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.data.batches import Batch, rank_slice
 from loopmoe_train.device.accelerator import accel, select
+from loopmoe_train.errors import TrainingStopped
 from loopmoe_train.evaluation.perplexity import validate
 from loopmoe_train.evaluation.probe import probe
 from loopmoe_train.evaluation.sample import sample_text
@@ -34,6 +35,7 @@ from loopmoe_train.train.recorder import Recorder
 from loopmoe_train.train.step import TrainState, micro_steps, train_step
 from loopmoe_train.train.stop import StopRequest
 from loopmoe_train.train.text import Text, open_text
+from loopmoe_train.train.undo import remember
 
 
 def train(run: RunConfig) -> None:
@@ -163,7 +165,13 @@ def _loop(
         heartbeat.at("step", state.step)
         faults.at("step", state.step + 1, state)
         started = time.perf_counter()
-        result = train_step(state, bool(stop))
+        undo = remember(state.model)
+        try:
+            result = train_step(state, bool(stop))
+        except TrainingStopped:
+            undo()
+            _save_last(state, text, recorder, saver)
+            raise
         recorder.train(result, time.perf_counter() - started)
         _note_saved(recorder, saver.poll())
         if run.eval_interval and state.step % run.eval_interval == 0 and state.step < run.steps:
@@ -188,10 +196,7 @@ def evaluate(state: TrainState, text: Text, recorder: Recorder) -> None:
 def _finish(state: TrainState, text: Text, recorder: Recorder, saver: Saver) -> None:
     """Last checkpoint, validation, sampled text."""
     heartbeat.at("finish", state.step)
-    if saver.last_step != state.step:
-        save(state, text, saver)
-    _note_saved(recorder, saver.finish())
-    dist.barrier()  # rank 0 has committed it
+    _save_last(state, text, recorder, saver)
     if recorder.stop_signal is not None:
         recorder.note(
             f"stopped by {recorder.stop_signal} after step {state.step}; "
@@ -201,6 +206,13 @@ def _finish(state: TrainState, text: Text, recorder: Recorder, saver: Saver) -> 
     evaluate(state, text, recorder)
     heartbeat.at("finish", state.step)
     recorder.sample(sample_text(state.run, state.model, text.tokenizer))
+
+
+def _save_last(state: TrainState, text: Text, recorder: Recorder, saver: Saver) -> None:
+    if saver.last_step != state.step:
+        save(state, text, saver)
+    _note_saved(recorder, saver.finish())
+    dist.barrier()  # rank 0 has committed it
 
 
 def _note_saved(recorder: Recorder, folder: Optional[Path]) -> None:

@@ -99,7 +99,7 @@ def train_step(state: TrainState, stop_wanted: bool) -> StepResult:
             f"step {state.step + 1}: the gradient is not finite "
             f"({state.describe_gradients(state.model)}; samples {state.consumed} to "
             f"{state.consumed + samples - 1}); the weights were not touched",
-            "lower optim.lr or lengthen optim.warmup_steps, then start again",
+            f"lower optim.lr and start again: it continues from step {state.step}, which is saved",
         )
 
     # 4. clip and update

@@ -248,7 +248,7 @@ def test_a_stopped_rank_is_noticed_from_outside(place: Path, run: Path) -> None:
 
 
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights(place: Path, run: Path) -> None:
-    done = train(place, "name=diverged", "optim.lr=1e30", "checkpoint.interval=1", "steps=9")
+    done = train(place, "name=diverged", "optim.lr=1e30", "checkpoint.interval=0", "steps=9")
     assert done.returncode == 3
     line = _one_line(done)
     assert "the gradient is not finite" in line and "the weights were not touched" in line
@@ -257,6 +257,17 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(place: Path, ru
     assert (folder / "checkpoints" / f"step-{reached}" / "manifest.json").exists()
     assert f"step {reached + 1}:" in line
     assert json.loads((folder / "summary.json").read_text())["status"].startswith("step")
+
+
+def test_after_a_bad_step_the_run_continues_as_if_it_had_not_been(place: Path, run: Path) -> None:
+    """The last sound state is saved, bitwise: random states and router biases are put back."""
+    words = ("name=bad", "checkpoint.interval=0")
+    fault = "nan@rank1@step5@step"
+    bad = loopmoe(place, *command(place, *words), LOOPMOE_FAULT=fault)
+    assert bad.returncode == 3 and "continues from step 4, which is saved" in _one_line(bad)
+    assert train(place, *words).returncode == 0
+    whole, resumed = records(run, "loss"), records(place / "runs" / "bad", "loss")
+    assert {n: r["loss"] for n, r in resumed.items()} == {n: r["loss"] for n, r in whole.items()}
 
 
 def test_a_moved_run_can_be_reported_and_evaluated(place: Path, run: Path) -> None:
