@@ -48,7 +48,7 @@ _AT_LEAST_ONE = (
 
 _AT_LEAST_ZERO = (
     "seed batch_ramp_samples eval_interval eval_batches "
-    "model.body_layers model.suffix_layers model.dense_layers "
+    "model.body_layers model.suffix_layers model.dense_layers model.mtp_layers "
     "model.moe.num_shared_experts model.moe.expert_bias_update_rate model.moe.aux_loss_coeff "
     "model.moe.z_loss_coeff optim.warmup_steps optim.weight_decay optim.clip_grad optim.min_lr "
     "checkpoint.interval checkpoint.keep observe.sample_tokens launcher.max_restarts"
@@ -155,6 +155,15 @@ def _model(config: RunConfig) -> Problems:
         yield (
             "model.moe.expert_bias_update_rate needs score_function=sigmoid: "
             "set model.moe.expert_bias_update_rate=0 or model.moe.score_function=sigmoid"
+        )
+    if moe.score_function == "sigmoid" and moe.top_k > 1 and not moe.norm_topk_prob:
+        yield (
+            "model.moe.norm_topk_prob=false needs score_function=softmax (core's sigmoid router "
+            "always renormalises): set it to true or model.moe.score_function=softmax"
+        )
+    if attention.qk_norm and attention.kind == "mla":
+        yield (
+            "model.attention.qk_norm is for kind=gqa (mla always norms its latents): leave it out"
         )
 
 

@@ -27,6 +27,7 @@ class AttentionConfig:
     # gqa
     num_query_groups: int = 4
     head_dim: int = 64
+    qk_norm: bool = False  # RMSNorm over every query and key head, before rotation (Qwen3)
 
 
 @dataclass
@@ -38,7 +39,10 @@ class MoEConfig:
     expert_hidden_size: int = 128
     num_shared_experts: int = 1  # one SwiGLU of num_shared_experts * expert_hidden_size
     score_function: str = "sigmoid"  # sigmoid | softmax
-    topk_scaling_factor: Optional[float] = None
+    # weights of a token's chosen experts sum to one (top_k > 1); false: they stay parts of the
+    # softmax over all experts
+    norm_topk_prob: bool = True
+    topk_scaling_factor: Optional[float] = None  # factor on those weights
     # balancing: DeepSeek-V3's bias on the selection, and auxiliary losses
     expert_bias_update_rate: float = 1e-3  # 0: no expert bias
     aux_loss: str = "micro_batch"  # none | micro_batch | sequence
@@ -70,6 +74,7 @@ class ModelConfig:
     suffix_layers: int = 1
     dense_layers: int = 1  # the first n layers use a dense FFN instead of experts
     dense_ffn_hidden_size: int = 512
+    mtp_layers: int = 0  # multi-token-prediction depths behind the last layer (DeepSeek-V3)
     vocab_size: Optional[int] = None  # null: that of the tokenizer
     tie_embeddings: bool = False
     sandwich_norm: bool = True  # a second RMSNorm on every sublayer output

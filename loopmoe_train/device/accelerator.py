@@ -10,7 +10,11 @@ tensor = torch.empty(4, device=accel.torch_device(local_rank))
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
+
+import torch
 
 from loopmoe_train.device import backends
 from loopmoe_train.device.backends import Backend
@@ -49,6 +53,20 @@ def select(device: str) -> Backend:
         )
     _selected = backends.create(device)
     return _selected
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Tensors made inside have a shape and no storage (torch's meta device), also those that
+    megatron.core makes on the current device: a model of any size is built in seconds."""
+    global _selected
+    before = current()
+    _selected = backends.create("meta")
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        _selected = before
 
 
 class _Selected:

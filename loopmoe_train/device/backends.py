@@ -263,10 +263,11 @@ def create(device_type: str) -> Backend:
         Refused: the name is unknown, or the device is not usable on this machine.
     """
     # imported here: the cpu backend builds on this module
-    from loopmoe_train.device.cpu import CpuBackend
+    from loopmoe_train.device.cpu import CpuBackend, MetaBackend
 
     kinds: dict[str, Callable[[], Backend]] = {
         "cpu": CpuBackend,
+        "meta": MetaBackend,
         "cuda": CudaBackend,
         "npu": NpuBackend,
     }

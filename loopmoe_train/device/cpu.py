@@ -296,6 +296,16 @@ class CpuBackend(Backend):
         return None
 
 
+class MetaBackend(CpuBackend):
+    """The cpu, but tensors have no storage; see `accelerator.shapes_only`."""
+
+    def current_device(self) -> str:
+        return "meta"
+
+    def torch_device(self, local_rank: int = 0) -> torch.device:
+        return torch.device("meta")
+
+
 def _for_device(decorator: Any) -> Any:
     """`torch.cuda.amp.custom_fwd` with and without arguments, for the cpu."""
 

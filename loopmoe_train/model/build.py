@@ -20,7 +20,18 @@ from loopmoe_train.spec.visits import visits
 
 def build_gpt(run: RunConfig, vocab_size: int, config: TransformerConfig) -> GPTModel:
     """The bare model in ``params_dtype`` on this rank's device, initialised from ``run.seed``."""
-    model = GPTModel(
+    model = empty_gpt(run, vocab_size, config)
+    model.to(accel.current_device())
+    initialize(model, run.model, run.seed)
+    return model
+
+
+def empty_gpt(run: RunConfig, vocab_size: int, config: TransformerConfig) -> GPTModel:
+    """The bare model as core builds it, its weights not yet drawn.
+
+    Inside ``accelerator.shapes_only()`` it takes no memory.
+    """
+    return GPTModel(
         config=config,
         transformer_layer_spec=block_spec(run.model),  # type: ignore[arg-type]
         vocab_size=vocab_size,
@@ -29,9 +40,6 @@ def build_gpt(run: RunConfig, vocab_size: int, config: TransformerConfig) -> GPT
         position_embedding_type="rope",
         rotary_base=int(run.model.attention.rotary_base),
     )
-    model.to(accel.current_device())
-    initialize(model, run.model, run.seed)
-    return model
 
 
 def build_model(run: RunConfig, vocab_size: int) -> List[DistributedDataParallel]:

@@ -64,6 +64,7 @@ def transformer_config(run: RunConfig) -> TransformerConfig:
             **settings,
             num_query_groups=model.attention.num_query_groups,
             kv_channels=model.attention.head_dim,
+            qk_layernorm=model.attention.qk_norm,
         )
     apply_config_rules(config, accel.device_type)
     return config
@@ -78,7 +79,10 @@ def _moe(model: ModelConfig) -> Dict[str, Any]:
         moe_ffn_hidden_size=moe.expert_hidden_size,
         moe_router_topk=moe.top_k,
         moe_router_score_function=moe.score_function,
-        moe_router_pre_softmax=moe.score_function == "softmax",
+        # Softmax over the chosen logits alone equals softmax over all, renormalised. With one
+        # choice that is a constant 1 without a gradient, so core takes the other order there.
+        moe_router_pre_softmax=moe.score_function == "softmax"
+        and not (moe.norm_topk_prob and moe.top_k > 1),
         moe_router_topk_scaling_factor=moe.topk_scaling_factor,
         moe_router_dtype="fp32",
         moe_router_enable_expert_bias=moe.expert_bias_update_rate > 0,

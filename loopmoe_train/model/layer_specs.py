@@ -16,7 +16,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
-from loopmoe_train.config.schema import ModelConfig
+from loopmoe_train.config.schema import AttentionConfig, ModelConfig
 from loopmoe_train.model.attention import ScaledDotProductAttention
 from loopmoe_train.model.iter_adaln import IterAdaLN, IterationMLP
 from loopmoe_train.model.norm import RMSNorm
@@ -53,7 +53,7 @@ def _visit_spec(
         params=dict(visit=visit, owners=owners, sandwich=model.sandwich_norm),
         submodules=TransformerLayerSubmodules(
             input_layernorm=attention_norm,
-            self_attention=_attention(model.attention.kind, model.attention.q_lora_rank),
+            self_attention=_attention(model.attention),
             pre_mlp_layernorm=ffn_norm,
             mlp=_dense_ffn() if visit.dense else LoopMoELayer,
         ),
@@ -81,9 +81,10 @@ class _SharingIterAdaLN(IterAdaLN):
             mlp_holder.append(self.iteration_mlp)
 
 
-def _attention(kind: str, q_lora_rank: Optional[int]) -> ModuleSpec:
+def _attention(attention: AttentionConfig) -> ModuleSpec:
     params = {"attn_mask_type": AttnMaskType.causal}
-    if kind == "gqa":
+    if attention.kind == "gqa":
+        head_norm = RMSNorm if attention.qk_norm else None
         return ModuleSpec(
             module=SelfAttention,
             params=params,
@@ -91,6 +92,8 @@ def _attention(kind: str, q_lora_rank: Optional[int]) -> ModuleSpec:
                 linear_qkv=ColumnParallelLinear,
                 core_attention=ScaledDotProductAttention,
                 linear_proj=RowParallelLinear,
+                q_layernorm=head_norm,
+                k_layernorm=head_norm,
             ),
         )
     return ModuleSpec(

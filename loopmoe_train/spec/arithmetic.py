@@ -61,6 +61,8 @@ def layer_parameters(model: ModelConfig, dense: bool, body: bool) -> LayerParame
     norms += 2 * d if model.sandwich_norm else 0
     if a.kind == "mla":
         norms += a.kv_lora_rank + (a.q_lora_rank or 0)
+    elif a.qk_norm:
+        norms += 2 * a.head_dim
     conditioning = iteration_mlp = 0
     if adaptive:
         c = model.loop.bottleneck or d
@@ -82,7 +84,14 @@ def layer_parameters(model: ModelConfig, dense: bool, body: bool) -> LayerParame
 
 
 def parameters(model: ModelConfig, vocab_size: int) -> Dict[str, int]:
-    """``total``, ``active`` (every use counted) and ``physical_active`` (weights counted once)."""
+    """Counts of parameters.
+
+    ``total``, ``active`` (every use counted) and ``physical_active`` (weights counted once)
+    hold both embeddings and leave out multi-token prediction, whose own weights are ``mtp``,
+    of which a token uses ``mtp_active``. ``lookup`` is the input embedding as far as it is no
+    matrix of the head: a token reads one row of it, so some publications leave it out of
+    their active count.
+    """
     embedding = vocab_size * model.hidden_size
     outside = embedding * (1 if model.tie_embeddings else 2) + model.hidden_size
     total = active = physical = outside
@@ -96,24 +105,47 @@ def parameters(model: ModelConfig, vocab_size: int) -> Dict[str, int]:
         one = layer_parameters(model, False, True).iteration_mlp
         total -= (model.body_layers - 1) * one
         physical -= (model.body_layers - 1) * one
-    return {"total": total, "active": active, "physical_active": physical}
+    d, extra = model.hidden_size, layer_parameters(model, False, False)
+    # One more MoE layer, eh_proj [2d -> d], norms of both its inputs and of the output
+    # (DeepSeek-V3, arXiv 2412.19437, section 2.2).
+    around = 2 * d * d + 3 * d
+    return {
+        "total": total,
+        "active": active,
+        "physical_active": physical,
+        "lookup": 0 if model.tie_embeddings else embedding,
+        "mtp": model.mtp_layers * (extra.total + around),
+        "mtp_active": model.mtp_layers * (extra.active + around),
+    }
 
 
 def forward_flops_per_token(
     model: ModelConfig, vocab_size: int, sequence_length: int
 ) -> Dict[str, float]:
-    """FLOPs of one token's forward pass by part; the sum of the values is the whole."""
-    a = model.attention
+    """FLOPs of one token's forward pass by part; the sum of the values is the whole.
+
+    ``mtp`` is all of multi-token prediction, its use of the shared head included.
+    """
+    a, d = model.attention, model.hidden_size
     width = a.qk_head_dim + a.qk_rope_head_dim + a.v_head_dim if a.kind == "mla" else 2 * a.head_dim
-    parts = {"attention": 0.0, "ffn": 0.0, "conditioning": 0.0, "head": 0.0}
+    # A query sees (s + 1) / 2 keys on average.
+    scores = a.num_heads * width * (sequence_length + 1)
+    parts = dict.fromkeys(
+        ("attention_projections", "attention_scores", "experts", "shared_and_dense", "router",
+         "iter_adaln", "head", "mtp"), 0.0
+    )  # fmt: skip
     for visit in visits(model):
         layer = layer_parameters(model, visit.dense, visit.looped)
-        # A query sees (s + 1) / 2 keys on average.
-        scores = a.num_heads * width * (sequence_length + 1)
-        parts["attention"] += 2 * layer.attention + scores
-        parts["ffn"] += 2 * (layer.ffn_active + layer.shared_experts + layer.router)
-        parts["conditioning"] += 2 * layer.conditioning
-    parts["head"] = 2.0 * vocab_size * model.hidden_size
+        parts["attention_projections"] += 2 * layer.attention
+        parts["attention_scores"] += scores
+        parts["shared_and_dense" if visit.dense else "experts"] += 2 * layer.ffn_active
+        parts["shared_and_dense"] += 2 * layer.shared_experts
+        parts["router"] += 2 * layer.router
+        parts["iter_adaln"] += 2 * layer.conditioning
+    parts["head"] = 2.0 * vocab_size * d
+    extra = layer_parameters(model, False, False)
+    matrices = extra.attention + extra.ffn_active + extra.shared_experts + extra.router + 2 * d * d
+    parts["mtp"] = model.mtp_layers * (2.0 * matrices + scores + parts["head"])
     return parts
 
 

@@ -50,6 +50,7 @@ MISTAKES = {
     "data data.source=/nowhere data.path={tmp}/d": "does not exist",
     "data --forse": "write forse=VALUE",
     "tokenizer tokenizer.kind=bpee data.path={tmp}/d": "did you mean bpe?",
+    "train model.mtp_layers=1": "set model.mtp_layers=0",
     "train learning_rate=1": "did you mean optim.lr",
 }
 

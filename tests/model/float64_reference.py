@@ -62,20 +62,49 @@ def mla(x: Tensor, w: Weights, p: str, m: ModelConfig) -> Tensor:
     return out @ w[p + "linear_proj.weight"].T
 
 
+def rotate_halves(x: Tensor, base: float) -> Tensor:
+    """Rotary position embedding of [s, b, h, r] as core's GQA stores it: halves, not pairs."""
+    pairs = torch.stack(x.chunk(2, -1), -1).flatten(-2)
+    return rotate(pairs, base)
+
+
+def gqa(x: Tensor, w: Weights, p: str, m: ModelConfig) -> Tensor:
+    """Grouped queries; per group linear_qkv holds its queries, then one key, then one value."""
+    a, (s, b, _) = m.attention, x.shape
+    groups, each = a.num_query_groups, a.num_heads // a.num_query_groups
+    qkv = (x @ w[p + "linear_qkv.weight"].T).view(s, b, groups, each + 2, a.head_dim)
+    q, k, v = qkv[..., :each, :].flatten(2, 3), qkv[..., each, :], qkv[..., each + 1, :]
+    if a.qk_norm:
+        q = rms(q, w[p + "q_layernorm.weight"], m.norm_epsilon)
+        k = rms(k, w[p + "k_layernorm.weight"], m.norm_epsilon)
+    q, k = rotate_halves(q, a.rotary_base), rotate_halves(k, a.rotary_base)
+    k, v = (t.repeat_interleave(each, 2) for t in (k, v))
+    scores = torch.einsum("sbhd,tbhd->bhst", q, k) / math.sqrt(a.head_dim)
+    scores = scores.masked_fill(torch.ones(s, s, dtype=torch.bool).triu(1), -math.inf)
+    out = torch.einsum("bhst,tbhd->sbhd", scores.softmax(-1), v).reshape(s, b, -1)
+    return out @ w[p + "linear_proj.weight"].T
+
+
 def moe(x: Tensor, w: Weights, p: str, m: ModelConfig) -> Tensor:
-    """Sigmoid scores, selection with bias, weights renormalised over the chosen, by token."""
+    """Selection with bias, weights renormalised over the chosen or not, by token."""
     flat = x.reshape(-1, x.shape[-1])
-    scores = torch.sigmoid(flat @ w[p + "router.weight"].T)
+    logits = flat @ w[p + "router.weight"].T
+    scores = torch.sigmoid(logits) if m.moe.score_function == "sigmoid" else logits.softmax(-1)
     rows = []
     for token, score in zip(flat, scores):
-        chosen = (score.detach() + w[p + "router.expert_bias"]).topk(m.moe.top_k).indices
-        weight = score[chosen] / (score[chosen].sum() + 1e-20)
+        bias = w.get(p + "router.expert_bias", 0)
+        chosen = (score.detach() + bias).topk(m.moe.top_k).indices
+        weight = score[chosen] * (m.moe.topk_scaling_factor or 1)
+        if m.moe.norm_topk_prob:
+            weight = weight / (score[chosen].sum() + 1e-20)
         row = torch.zeros_like(token)
         for k, e in zip(weight, chosen.tolist()):
             w1 = w[p + "experts.w1_EDGF"][e]  # [d, 2, f]
             row = row + k * (silu(token @ w1[:, 0]) * (token @ w1[:, 1])) @ w[
                 p + "experts.w2_EFD"][e]  # fmt: skip
         rows.append(row)
+    if not m.moe.num_shared_experts:
+        return torch.stack(rows).view_as(x)
     shared = swiglu(
         flat, w[p + "shared_experts.linear_fc1.weight"], w[p + "shared_experts.linear_fc2.weight"]
     )
@@ -106,7 +135,7 @@ def layer(x: Tensor, w: Weights, index: int, k: Optional[int], m: ModelConfig) -
         mod = linear(silu(linear(x, w, n + "condition.") + v), w, n + "modulation.")
         h = (1 + mod[..., :d]) * rms(x, None, eps) + mod[..., d : 2 * d]
         alpha = mod[..., 2 * d :]
-    out = mla(h, w, p + "self_attention.", m)
+    out = {"mla": mla, "gqa": gqa}[m.attention.kind](h, w, p + "self_attention.", m)
     if m.sandwich_norm:
         out = rms(out, w[p + "self_attn_bda.output_norm.weight"], eps)
     x = x + alpha * out

@@ -12,6 +12,10 @@ from loopmoe_train.model.core_config import transformer_config
 from tests.model import float64_reference as reference
 from tests.parity.worker import VOCAB, golden, samples
 
+SOFTMAX = ["model.moe.score_function=softmax", "model.moe.expert_bias_update_rate=0"]
+GQA = ["model.attention.kind=gqa", "model.attention.num_heads=4", "model.attention.head_dim=10",
+       "model.attention.num_query_groups=2"]  # fmt: skip
+
 # Auxiliary losses are core's; without them the whole gradient is the cross entropy's.
 PLAIN = ["cluster.devices=1", "parallel=data", "global_batch_size=2", "model.moe.aux_loss=none",
          "model.moe.z_loss_coeff=0", "sequence_length=11"]  # fmt: skip
@@ -46,6 +50,11 @@ def _model_and_weights(overrides: List[str]):
         ["model.sandwich_norm=false"],
         ["model.loop.iterations=1"],
         ["model.loop.iterations=5", "model.body_layers=1", "model.suffix_layers=0"],
+        ["model.moe.topk_scaling_factor=2.5"],
+        [*SOFTMAX, "model.moe.topk_scaling_factor=1.5"],
+        [*SOFTMAX, "model.moe.norm_topk_prob=false", "model.moe.num_shared_experts=0"],
+        [*GQA],
+        [*GQA, "model.attention.qk_norm=true"],
     ],
     ids=lambda o: ",".join(o) or "golden",
 )

@@ -32,6 +32,8 @@ def _build(*overrides: str) -> Any:
         ["model.attention.q_lora_rank=null"],
         ["model.attention.kind=gqa", "model.attention.num_query_groups=1",
          "model.attention.head_dim=14"],
+        ["model.attention.kind=gqa", "model.attention.num_query_groups=1",
+         "model.attention.qk_norm=true", "model.moe.num_shared_experts=0"],
         ["model.tie_embeddings=true"],
         ["model.sandwich_norm=false"],
         ["model=vanilla_tiny"],
