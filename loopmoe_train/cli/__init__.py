@@ -10,6 +10,7 @@ from typing import List, Optional
 from loopmoe_train.errors import LoopMoEError
 
 VERBS = {
+    "plan": "parameters and FLOPs of models; the looped model that equals a vanilla one",
     "train": "prepare the data if needed, train, evaluate, write the report",
     "evaluate": "loss and bits per byte of a trained run on held-out text",
     "data": "tokenise a corpus into Megatron .bin/.idx files",

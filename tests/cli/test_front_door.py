@@ -50,6 +50,21 @@ MISTAKES = {
     "data data.source=/nowhere data.path={tmp}/d": "does not exist",
     "data --forse": "write forse=VALUE",
     "tokenizer tokenizer.kind=bpee data.path={tmp}/d": "did you mean bpe?",
+    "plan": "only the model is planned so far",
+    "plan model=loopmoe_3b": "loopmoe plan --model-only",
+    "plan --model-only model=loopmoe_4b": "did you mean",
+    "plan --model-only model.moe.topk=2": "did you mean model.moe.top_k",
+    "plan --model-only --jsn f": "unrecognized arguments: --jsn",
+    "plan --model-only --json {tmp}": "--json {tmp}",
+    "plan --model-only --jaccard 2": "must be from 0 to 1",
+    "plan --balance 2/2x4 model=vanilla_3b": "write PREFIX/BODY/SUFFIXxK",
+    "plan --balance 2/2/2x4": "loopmoe_tiny is looped already",
+    "plan --balance 2/2/2x4 model=mixtral_8x7b": "no MLA ranks",
+    "plan --balance 2/2/2x4 model=vanilla_3b,vanilla_9b": "takes one vanilla model",
+    "plan --balance 2/2/2x4 model=pangu_ultra_moe_718b": "add prefix layers",
+    "plan --balance 2/2/2x90 model=vanilla_3b": "no widths bring 2/2/2x90",
+    "plan --balance 2/2/2x4 model=vanilla_3b --rank-multiple 0": "must be at least 1",
+    "plan --balance 2/2/2x4 model=vanilla_3b --unique-experts 3": "cannot be",
     "train model.mtp_layers=1": "set model.mtp_layers=0",
     "train learning_rate=1": "did you mean optim.lr",
 }
@@ -62,7 +77,11 @@ def test_a_mistake_is_told_in_one_line(
     code = main(words.format(tmp=tmp_path).split())
     lines = capsys.readouterr().err.strip().splitlines()
     assert code == 2
-    assert len(lines) == 1 and MISTAKES[words] in lines[0] and lines[0].startswith("loopmoe")
+    assert (
+        len(lines) == 1
+        and MISTAKES[words].format(tmp=tmp_path) in lines[0]
+        and lines[0].startswith("loopmoe")
+    )
 
 
 def test_an_unexpected_error_is_one_line_too(
