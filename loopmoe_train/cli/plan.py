@@ -212,7 +212,7 @@ def _balance(
     looped = balance(reference, layout, setting, multiples)
     target, reached = setting.point(reference), setting.point(looped)
     other = Setting(vocabulary, setting.sequence_length, unique, not given.count_iter_adaln)
-    report = {
+    report: Dict[str, Any] = {
         "unique_experts_from": assumption,
         "unique_experts": unique_experts(looped, unique),
         "reference": {"name": reference.name, **asdict(target)},
