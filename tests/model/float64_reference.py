@@ -62,24 +62,69 @@ def mla(x: Tensor, w: Weights, p: str, m: ModelConfig) -> Tensor:
     return out @ w[p + "linear_proj.weight"].T
 
 
-def moe(x: Tensor, w: Weights, p: str, m: ModelConfig) -> Tensor:
+def choose(score: Tensor, m: ModelConfig) -> Tensor:
+    """Indices of the chosen experts for selection scores [E]; DeepSeek-V3's and Pangu Pro's."""
+    moe = m.moe
+    if moe.group_routing == "none":
+        return score.topk(moe.top_k).indices
+    groups = score.view(moe.num_groups, -1)
+    size = groups.shape[1]
+    if moe.group_routing == "balanced":
+        each = moe.top_k // moe.num_groups
+        return torch.cat([g.topk(each).indices + i * size for i, g in enumerate(groups)])
+    merit = torch.stack([g.topk(moe.top_k // moe.topk_groups).values.sum() for g in groups])
+    kept = torch.full_like(groups, -math.inf)
+    for group in merit.topk(moe.topk_groups).indices.tolist():
+        kept[group] = groups[group]
+    return kept.flatten().topk(moe.top_k).indices
+
+
+def selection_bias(w: Weights, p: str, k: int, m: ModelConfig) -> Tensor:
+    """That of the layer, or of its visit in iteration ``k``."""
+    if m.moe.balance_over == "visit" and k > 1:
+        return w[f"{p}router.later_visits.{k - 2}.expert_bias"]
+    return w[p + "router.expert_bias"]
+
+
+def moe(x: Tensor, w: Weights, p: str, k: int, m: ModelConfig) -> Tensor:
     """Sigmoid scores, selection with bias, weights renormalised over the chosen, by token."""
     flat = x.reshape(-1, x.shape[-1])
     scores = torch.sigmoid(flat @ w[p + "router.weight"].T)
+    bias = selection_bias(w, p, k, m)
+    kept = within_capacity(scores, bias, m)
     rows = []
-    for token, score in zip(flat, scores):
-        chosen = (score.detach() + w[p + "router.expert_bias"]).topk(m.moe.top_k).indices
+    for number, (token, score) in enumerate(zip(flat, scores)):
+        chosen = choose(score.detach() + bias, m)
         weight = score[chosen] / (score[chosen].sum() + 1e-20)
+        weight = weight * (m.moe.topk_scaling_factor or 1.0) * kept[number, chosen]
         row = torch.zeros_like(token)
-        for k, e in zip(weight, chosen.tolist()):
+        for g, e in zip(weight, chosen.tolist()):
             w1 = w[p + "experts.w1_EDGF"][e]  # [d, 2, f]
-            row = row + k * (silu(token @ w1[:, 0]) * (token @ w1[:, 1])) @ w[
+            row = row + g * (silu(token @ w1[:, 0]) * (token @ w1[:, 1])) @ w[
                 p + "experts.w2_EFD"][e]  # fmt: skip
         rows.append(row)
     shared = swiglu(
         flat, w[p + "shared_experts.linear_fc1.weight"], w[p + "shared_experts.linear_fc2.weight"]
     )
     return (torch.stack(rows) + shared).view_as(x)
+
+
+def within_capacity(scores: Tensor, bias: Tensor, m: ModelConfig) -> Tensor:
+    """1 where an expert keeps a token [T, E]: the ceil(factor T k / E) most probable of those that
+    chose it."""
+    kept = torch.ones_like(scores)
+    if m.moe.capacity_factor is None:
+        return kept
+    tokens, experts = scores.shape
+    most = math.ceil(m.moe.capacity_factor * tokens * m.moe.top_k / experts)
+    weights = torch.zeros_like(scores)
+    for row, score in zip(weights, scores.detach()):
+        chosen = choose(score + bias, m)
+        row[chosen] = score[chosen] / score[chosen].sum()
+    for expert in range(experts):
+        kept[:, expert] = 0
+        kept[weights[:, expert].topk(min(most, tokens)).indices, expert] = 1
+    return kept
 
 
 def code(k: int, size: int) -> Tensor:
@@ -119,7 +164,7 @@ def layer(x: Tensor, w: Weights, index: int, k: Optional[int], m: ModelConfig) -
     if index < m.dense_layers:
         out = swiglu(h, w[p + "mlp.linear_fc1.weight"], w[p + "mlp.linear_fc2.weight"])
     else:
-        out = moe(h, w, p + "mlp.", m)
+        out = moe(h, w, p + "mlp.", k or 1, m)
     if m.sandwich_norm:
         out = rms(out, w[p + "mlp_bda.output_norm.weight"], eps)
     return x + out
