@@ -22,7 +22,11 @@ _CHOICES = {
     "precision": ("fp32", "bf16"),
     "model.attention.kind": ("mla", "gqa"),
     "model.moe.score_function": ("sigmoid", "softmax"),
-    "model.moe.aux_loss": ("none", "micro_batch", "sequence"),
+    "model.init": ("scaled", "tiny"),
+    "model.moe.aux_loss": ("none", "micro_batch", "sequence", "expert_parallel", "global_batch"),
+    "model.moe.balance_over": ("layer", "visit"),
+    "model.moe.group_routing": ("none", "limited", "balanced"),
+    "model.moe.drop_policy": ("probs", "position"),
     "model.moe.dispatcher": ("alltoall", "allgather"),
     "model.loop.conditioning": ("iter_adaln", "none"),
     "model.loop.gate": ("vector", "scalar"),
@@ -50,7 +54,8 @@ _AT_LEAST_ZERO = (
     "seed batch_ramp_samples eval_interval eval_batches "
     "model.body_layers model.suffix_layers model.dense_layers model.mtp_layers "
     "model.moe.num_shared_experts model.moe.expert_bias_update_rate model.moe.aux_loss_coeff "
-    "model.moe.z_loss_coeff optim.warmup_steps optim.weight_decay optim.clip_grad optim.min_lr "
+    "model.moe.z_loss_coeff model.moe.device_loss_coeff "
+    "optim.warmup_steps optim.weight_decay optim.clip_grad optim.min_lr "
     "checkpoint.interval checkpoint.keep observe.sample_tokens launcher.max_restarts"
 ).split()
 
@@ -96,6 +101,7 @@ def _sizes(config: RunConfig) -> Problems:
             yield f"{path}={get(config, path)}: must be in [0, 1)"
     for path in ("model.vocab_size", "model.loop.bottleneck", "model.attention.q_lora_rank",
                  "model.moe.topk_scaling_factor", "optim.decay_steps",
+                 "model.embedding_init_std", "model.moe.capacity_factor",
                  "cluster.peak_tflops_bf16", "cluster.peak_tflops_fp32",
                  "launcher.hang_seconds"):  # fmt: skip
         value = get(config, path)
@@ -165,6 +171,69 @@ def _model(config: RunConfig) -> Problems:
         yield (
             "model.attention.qk_norm is for kind=gqa (mla always norms its latents): leave it out"
         )
+
+
+def _groups(config: RunConfig) -> Problems:
+    moe = config.model.moe
+    groups, chosen = moe.num_groups, moe.topk_groups
+    if moe.group_routing == "none":
+        if groups is not None or chosen is not None:
+            yield (
+                "model.moe.num_groups and topk_groups do nothing with group_routing=none: "
+                "set model.moe.group_routing=limited or balanced, or leave them out"
+            )
+        return
+    if not groups or groups < 1 or moe.num_experts % groups:
+        yield (
+            f"model.moe.num_groups={groups}: group_routing={moe.group_routing} needs a divisor of "
+            f"num_experts={moe.num_experts}"
+        )
+        return
+    size = moe.num_experts // groups
+    if moe.group_routing == "balanced":
+        if chosen is not None:
+            yield "model.moe.topk_groups is for group_routing=limited: leave it out"
+        if moe.top_k % groups or moe.top_k // groups > size:
+            yield (
+                f"model.moe.top_k={moe.top_k}: group_routing=balanced takes equally many of each "
+                f"of the {groups} groups of {size}: use a multiple of {groups}"
+            )
+    elif (
+        not chosen
+        or not 1 <= chosen <= groups
+        or moe.top_k % chosen
+        or (moe.top_k // chosen > size)
+    ):
+        yield (
+            f"model.moe.topk_groups={chosen}: group_routing=limited needs a divisor of "
+            f"top_k={moe.top_k}, at most num_groups={groups}, with top_k / topk_groups <= {size}"
+        )
+
+
+def _balance(config: RunConfig) -> Problems:
+    moe = config.model.moe
+    if moe.device_loss_coeff and config.parallel.expert_parallel_size == 1:
+        yield (
+            f"model.moe.device_loss_coeff={moe.device_loss_coeff} balances expert-parallel ranks, "
+            "of which there is one: set it to 0, or parallel.expert_parallel_size above 1"
+        )
+    if moe.pad_to_capacity and moe.capacity_factor is None:
+        yield "model.moe.pad_to_capacity needs model.moe.capacity_factor: set it, 1.25 say"
+    if moe.pad_to_capacity and moe.expert_bias_update_rate > 0:
+        yield (
+            "model.moe.pad_to_capacity fills every expert, so the bias would see an even load: "
+            "set model.moe.expert_bias_update_rate=0"
+        )
+    if moe.pad_to_capacity and moe.dispatcher != "alltoall":
+        yield "model.moe.pad_to_capacity needs model.moe.dispatcher=alltoall"
+    gains = config.model.depth_scaled_gains
+    if gains is not None and (len(gains) != 2 or not all(0 < gain < math.inf for gain in gains)):
+        yield (
+            f"model.depth_scaled_gains={list(gains)}: give two numbers above 0, "
+            "for attention and FFN"
+        )
+    if gains is not None and not config.model.sandwich_norm:
+        yield "model.depth_scaled_gains are those of the output norms: set model.sandwich_norm=true"
 
 
 def _batch(config: RunConfig) -> Problems:
@@ -289,7 +358,8 @@ def _names(config: RunConfig) -> Problems:
 
 
 RULES: Sequence[Callable[[RunConfig], Problems]] = (
-    _choices, _sizes, _model, _batch, _parallel, _optimizer, _memory, _mixture, _launcher, _names,
+    _choices, _sizes, _model, _groups, _balance, _batch, _parallel, _optimizer, _memory, _mixture,
+    _launcher, _names,
 )  # fmt: skip
 
 
@@ -298,7 +368,7 @@ def problems(config: RunConfig) -> List[str]:
     found: List[str] = []
     for rule in RULES:
         # A rule may divide by a size that an earlier one has just refused.
-        if found and rule in (_model, _batch, _parallel):
+        if found and rule in (_model, _groups, _balance, _batch, _parallel):
             break
         found += rule(config)
     return found

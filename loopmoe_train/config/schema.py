@@ -43,11 +43,23 @@ class MoEConfig:
     # softmax over all experts
     norm_topk_prob: bool = True
     topk_scaling_factor: Optional[float] = None  # factor on those weights
-    # balancing: DeepSeek-V3's bias on the selection, and auxiliary losses
+    # restrict the choice to groups of num_experts / num_groups experts: `limited`: the best
+    # topk_groups of them (DeepSeek-V3); `balanced`: top_k / num_groups in each (Pangu Pro MoE)
+    group_routing: str = "none"  # none | limited | balanced
+    num_groups: Optional[int] = None
+    topk_groups: Optional[int] = None
+    # balancing: DeepSeek-V3's bias on the selection, and auxiliary losses (moe/balance.py)
     expert_bias_update_rate: float = 1e-3  # 0: no expert bias
-    aux_loss: str = "micro_batch"  # none | micro_batch | sequence
+    # over whose tokens: none | micro_batch | sequence | expert_parallel | global_batch
+    aux_loss: str = "micro_batch"
     aux_loss_coeff: float = 1e-3
+    device_loss_coeff: float = 0.0  # balance over the expert-parallel ranks instead of experts
+    balance_over: str = "layer"  # layer: all iterations of a looped layer pooled | visit: each
     z_loss_coeff: float = 0.0
+    # an expert takes at most capacity_factor x its even share of a micro-batch; null: dropless
+    capacity_factor: Optional[float] = None
+    drop_policy: str = "probs"  # which tokens stay: probs (the most probable) | position
+    pad_to_capacity: bool = False
     dispatcher: str = "alltoall"  # alltoall | allgather
 
 
@@ -78,8 +90,15 @@ class ModelConfig:
     vocab_size: Optional[int] = None  # null: that of the tokenizer
     tie_embeddings: bool = False
     sandwich_norm: bool = True  # a second RMSNorm on every sublayer output
+    # [c_attention, c_ffn]: the output norms' gains start at c / sqrt(visits) (Pangu Ultra's
+    # depth-scaled sandwich norm); null: at 1
+    depth_scaled_gains: Optional[List[float]] = None
     norm_epsilon: float = 1e-6
+    # scaled: normal(0, init_std), output matrices / sqrt(2 visits); tiny: all matrices
+    # sqrt(1 / (2 hidden_size visits)) (Pangu Ultra's TinyInit)
+    init: str = "scaled"
     init_std: float = 0.02
+    embedding_init_std: Optional[float] = None  # null: as other matrices
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0
     loop: LoopConfig = field(default_factory=LoopConfig)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, Dict
 
 import torch
@@ -13,8 +14,23 @@ from loopmoe_train.device.accelerator import accel
 from loopmoe_train.device.fixes import apply_config_rules
 from loopmoe_train.spec.visits import visits
 
-# Core's global_aux_loss is left out: its running mean depends on the layout and on recomputation.
-_AUX_LOSS = {"none": "none", "micro_batch": "aux_loss", "sequence": "seq_aux_loss"}
+# The others are ours (moe/balance.py). Core's global_aux_loss is a running mean that depends on
+# the layout and on recomputation.
+_AUX_LOSS = {"micro_batch": "aux_loss", "sequence": "seq_aux_loss"}
+
+
+@dataclass
+class LoopConfig(TransformerConfig):
+    """Core's configuration, and our model's for what core has no setting for."""
+
+    loopmoe: ModelConfig = field(default_factory=ModelConfig)
+
+
+@dataclass
+class LoopMLAConfig(MLATransformerConfig):
+    """As :class:`LoopConfig`, with multi-head latent attention."""
+
+    loopmoe: ModelConfig = field(default_factory=ModelConfig)
 
 
 def transformer_config(run: RunConfig) -> TransformerConfig:
@@ -26,6 +42,7 @@ def transformer_config(run: RunConfig) -> TransformerConfig:
     model = run.model
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[run.precision]
     settings: Dict[str, Any] = dict(
+        loopmoe=model,
         num_layers=len(visits(model)),
         hidden_size=model.hidden_size,
         ffn_hidden_size=model.dense_ffn_hidden_size,
@@ -58,9 +75,9 @@ def transformer_config(run: RunConfig) -> TransformerConfig:
     )
     settings |= _moe(model) | _recompute(run)
     if model.attention.kind == "mla":
-        config: TransformerConfig = MLATransformerConfig(**settings, **_mla(model))
+        config: TransformerConfig = LoopMLAConfig(**settings, **_mla(model))
     else:
-        config = TransformerConfig(
+        config = LoopConfig(
             **settings,
             num_query_groups=model.attention.num_query_groups,
             kv_channels=model.attention.head_dim,
@@ -84,11 +101,16 @@ def _moe(model: ModelConfig) -> Dict[str, Any]:
         moe_router_pre_softmax=moe.score_function == "softmax"
         and not (moe.norm_topk_prob and moe.top_k > 1),
         moe_router_topk_scaling_factor=moe.topk_scaling_factor,
+        moe_router_num_groups=moe.num_groups if moe.group_routing == "limited" else None,
+        moe_router_group_topk=moe.topk_groups if moe.group_routing == "limited" else None,
+        moe_expert_capacity_factor=moe.capacity_factor,
+        moe_token_drop_policy=moe.drop_policy,
+        moe_pad_expert_input_to_capacity=moe.pad_to_capacity,
         moe_router_dtype="fp32",
         moe_router_enable_expert_bias=moe.expert_bias_update_rate > 0,
         moe_router_bias_update_rate=moe.expert_bias_update_rate,
-        moe_router_load_balancing_type=_AUX_LOSS[moe.aux_loss],
-        moe_aux_loss_coeff=0.0 if moe.aux_loss == "none" else moe.aux_loss_coeff,
+        moe_router_load_balancing_type=_AUX_LOSS.get(moe.aux_loss, "none"),
+        moe_aux_loss_coeff=moe.aux_loss_coeff if moe.aux_loss in _AUX_LOSS else 0.0,
         moe_z_loss_coeff=moe.z_loss_coeff or None,
         moe_shared_expert_intermediate_size=shared or None,
         moe_token_dispatcher_type=moe.dispatcher,

@@ -19,33 +19,49 @@ from loopmoe_train.config.schema import ModelConfig
 from loopmoe_train.spec.visits import visits
 
 # Last matrices of a sublayer: scaled down by depth, as core does (GPT-2's rule).
+_GAINS = ("self_attn_bda.output_norm.weight", "mlp_bda.output_norm.weight")
 _OUTPUT = ("linear_proj.weight", "linear_fc2.weight", "experts.w2_EFD")
 
 
 def initialize(model: nn.Module, config: ModelConfig, seed: int) -> None:
     """Fill every parameter of a bare GPTModel.
 
-    norm scales 1; biases and IterAdaLN's modulation 0 (step 0 of the loop body is a plain
-    norm, and its attention branch is off); other matrices normal(0, init_std), the last ones
-    of a sublayer divided by sqrt(2 * visits).
+    norm gains 1, those of the sandwich's output norms by ``depth_scaled_gains`` (arXiv
+    2504.07866); biases and IterAdaLN's modulation 0 (step 0 of the loop body is a plain norm,
+    and its attention branch is off); other matrices normal with :func:`_std`.
     """
     layer_of = {str(v.index): v.layer for v in visits(config)}
-    depth_scale = 1 / math.sqrt(2 * len(layer_of))
+    depth = len(layer_of)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             key = _unique(name, layer_of)
             if name.endswith("norm.weight"):
-                parameter.fill_(1)
+                parameter.fill_(_gain(name, config, depth))
             elif ".modulation." in name or name.endswith(".bias"):
                 parameter.zero_()
             elif ".experts." in name:
                 first = parallel_state.get_expert_model_parallel_rank() * parameter.shape[0]
-                std = config.init_std * (depth_scale if name.endswith(_OUTPUT) else 1)
+                std = _std(name, config, depth)
                 for index, expert in enumerate(parameter):
                     expert.copy_(_normal(expert, std, f"{seed}:{key}:{first + index}"))
             else:
-                std = config.init_std * (depth_scale if name.endswith(_OUTPUT) else 1)
-                parameter.copy_(_normal(parameter, std, f"{seed}:{key}"))
+                parameter.copy_(_normal(parameter, _std(name, config, depth), f"{seed}:{key}"))
+
+
+def _gain(name: str, config: ModelConfig, depth: int) -> float:
+    for constant, ending in zip(config.depth_scaled_gains or (), _GAINS):
+        if name.endswith(ending):
+            return constant / math.sqrt(depth)
+    return 1.0
+
+
+def _std(name: str, config: ModelConfig, depth: int) -> float:
+    """``init_std``, output matrices divided by sqrt(2 depth); ``tiny``: sqrt(1 / (2 d depth))."""
+    if name.endswith("word_embeddings.weight") and config.embedding_init_std is not None:
+        return config.embedding_init_std
+    if config.init == "tiny":
+        return math.sqrt(1 / (2 * config.hidden_size * depth))
+    return config.init_std / (math.sqrt(2 * depth) if name.endswith(_OUTPUT) else 1)
 
 
 def _unique(name: str, layer_of: Dict[str, int]) -> str:

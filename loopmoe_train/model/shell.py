@@ -11,7 +11,7 @@ never stale.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, Type
+from typing import Any, Optional, Type
 
 from torch import nn
 
@@ -26,10 +26,10 @@ class _Shell:
         try:
             return super().__getattr__(name)  # type: ignore[misc]
         except AttributeError:
-            owner = self.__dict__.get("_owner")
-            if owner is None:
+            if "_owner" not in self.__dict__:
                 raise
-            return getattr(owner, name)
+            own = self.__dict__["_own"]
+            return getattr(own if own is not None and name in own._buffers else self._owner, name)
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict:
         """The owner emits the weights; a shell has none."""
@@ -41,8 +41,12 @@ def _shell_class(cls: Type[nn.Module]) -> Type[nn.Module]:
     return type(f"{cls.__name__}Shell", (_Shell, cls), {})
 
 
-def shell_of(owner: nn.Module) -> nn.Module:
-    """A shell of ``owner``: same class and settings, no parameters, buffers or submodules."""
+def shell_of(owner: nn.Module, own: Optional[nn.Module] = None) -> nn.Module:
+    """A shell of ``owner``: same class and settings, no parameters, buffers or submodules.
+
+    Args:
+        own: its buffers stand in for those of the owner of the same names.
+    """
     shell = _shell_class(type(owner)).__new__(_shell_class(type(owner)))
     nn.Module.__init__(shell)
     for name, value in owner.__dict__.items():
@@ -50,4 +54,5 @@ def shell_of(owner: nn.Module) -> nn.Module:
             shell.__dict__[name] = value
     # Set past nn.Module.__setattr__, which would register it as a child.
     shell.__dict__["_owner"] = owner
+    shell.__dict__["_own"] = own
     return shell

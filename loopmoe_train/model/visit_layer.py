@@ -93,7 +93,11 @@ def _moe_shell(owner: LoopMoELayer, layer_number: int) -> LoopMoELayer:
     are in flight at once must not share one.
     """
     layer = shell_of(owner)
-    layer.router = shell_of(owner.router)
+    own = owner.config.loopmoe.moe.balance_over == "visit"
+    balance = owner.router.balance_of_later_visit() if own else None
+    layer.router = shell_of(owner.router, balance)
+    if balance is not None:
+        layer.router.__dict__["balance"] = balance
     layer.router.last_routing_map = None
     layer.router.reset_statistics()
     layer.token_dispatcher = type(owner.token_dispatcher)(

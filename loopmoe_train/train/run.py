@@ -9,7 +9,6 @@ from typing import Any, Callable, Dict, Iterator, Optional
 
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.distributed import finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import get_model_config
 
@@ -26,6 +25,7 @@ from loopmoe_train.evaluation.perplexity import validate
 from loopmoe_train.evaluation.probe import probe
 from loopmoe_train.evaluation.sample import sample_text
 from loopmoe_train.model.build import build_model, layer_names
+from loopmoe_train.moe.balance import finalize_model_grads
 from loopmoe_train.optim.build import build_optimizer
 from loopmoe_train.parallel import groups
 from loopmoe_train.spec.batch import global_batch

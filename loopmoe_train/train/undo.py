@@ -8,22 +8,22 @@ from loopmoe_train.checkpoint.state import random_states, set_random_states
 
 
 def remember(model: List[Any]) -> Callable[[], None]:
-    """Copy the random states and the routers' selection biases; the result puts them back.
+    """Copy the random states and what balances the routers; the result puts them back.
 
-    Core moves the biases while it finishes the gradients. Weights, optimizer and schedule move
+    Biases and loads move while the gradients are finished. Weights, optimizer and schedule move
     only after the check.
     """
     random = random_states()
-    biases = [
+    balance = [
         (buffer, buffer.clone())
         for chunk in model
         for name, buffer in chunk.named_buffers()
-        if name.endswith(".expert_bias")
+        if name.endswith((".expert_bias", ".last_load"))
     ]
 
     def put_back() -> None:
         set_random_states(random)
-        for buffer, before in biases:
+        for buffer, before in balance:
             buffer.copy_(before)
 
     return put_back

@@ -61,12 +61,13 @@ def test_a_balanced_preset_is_yaml(tmp_path: Path, capsys: pytest.CaptureFixture
         line = next(line for line in comments if line.startswith(row))
         assert line.endswith(f"{100 * report['residuals'][key]:+.2f} %")
     # As a preset it composes: every value fits the schema.
-    flat = [
-        f"model.{group}.{key}={'null' if value is None else value}"
+    values = {f"model.{k}": v for k, v in preset.items() if not isinstance(v, dict)}
+    values |= {
+        f"model.{group}.{key}": value
         for group in ("loop", "attention", "moe")
         for key, value in preset[group].items()
-    ]
-    flat += [f"model.{k}={v}" for k, v in preset.items() if not isinstance(v, dict)]
+    }
+    flat = [f"{key}={'null' if value is None else value}" for key, value in values.items()]
     assert asdict(compose(flat).model) == preset
 
 

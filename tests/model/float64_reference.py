@@ -85,22 +85,52 @@ def gqa(x: Tensor, w: Weights, p: str, m: ModelConfig) -> Tensor:
     return out @ w[p + "linear_proj.weight"].T
 
 
-def moe(x: Tensor, w: Weights, p: str, m: ModelConfig) -> Tensor:
+def choose(score: Tensor, m: ModelConfig) -> Tensor:
+    """Indices of the chosen experts for selection scores [E]; DeepSeek-V3's and Pangu Pro's."""
+    moe = m.moe
+    if moe.group_routing == "none":
+        return score.topk(moe.top_k).indices
+    groups = score.view(moe.num_groups, -1)
+    size = groups.shape[1]
+    if moe.group_routing == "balanced":
+        each = moe.top_k // moe.num_groups
+        return torch.cat([g.topk(each).indices + i * size for i, g in enumerate(groups)])
+    merit = torch.stack([g.topk(moe.top_k // moe.topk_groups).values.sum() for g in groups])
+    kept = torch.full_like(groups, -math.inf)
+    for group in merit.topk(moe.topk_groups).indices.tolist():
+        kept[group] = groups[group]
+    return kept.flatten().topk(moe.top_k).indices
+
+
+def selection_bias(w: Weights, p: str, k: int, m: ModelConfig) -> Tensor:
+    """That of the layer, or of its visit in iteration ``k``; 0 without one."""
+    if m.moe.balance_over == "visit" and k > 1:
+        return w[f"{p}router.later_visits.{k - 2}.expert_bias"]
+    return w.get(p + "router.expert_bias", torch.zeros(m.moe.num_experts, dtype=torch.float64))
+
+
+def weights_of(score: Tensor, bias: Tensor, m: ModelConfig) -> Tensor:
+    """Weights [E] of one token's experts, 0 for those not chosen."""
+    chosen = choose(score.detach() + bias, m)
+    weight = score[chosen] * (m.moe.topk_scaling_factor or 1)
+    if m.moe.norm_topk_prob:
+        weight = weight / (score[chosen].sum() + 1e-20)
+    return torch.zeros_like(score).index_put((chosen,), weight)
+
+
+def moe(x: Tensor, w: Weights, p: str, k: int, m: ModelConfig) -> Tensor:
     """Selection with bias, weights renormalised over the chosen or not, by token."""
     flat = x.reshape(-1, x.shape[-1])
     logits = flat @ w[p + "router.weight"].T
     scores = torch.sigmoid(logits) if m.moe.score_function == "sigmoid" else logits.softmax(-1)
+    bias = selection_bias(w, p, k, m)
+    weights = within_capacity(torch.stack([weights_of(s, bias, m) for s in scores]), m)
     rows = []
-    for token, score in zip(flat, scores):
-        bias = w.get(p + "router.expert_bias", 0)
-        chosen = (score.detach() + bias).topk(m.moe.top_k).indices
-        weight = score[chosen] * (m.moe.topk_scaling_factor or 1)
-        if m.moe.norm_topk_prob:
-            weight = weight / (score[chosen].sum() + 1e-20)
+    for token, weight in zip(flat, weights):
         row = torch.zeros_like(token)
-        for k, e in zip(weight, chosen.tolist()):
+        for e in weight.nonzero().flatten().tolist():
             w1 = w[p + "experts.w1_EDGF"][e]  # [d, 2, f]
-            row = row + k * (silu(token @ w1[:, 0]) * (token @ w1[:, 1])) @ w[
+            row = row + weight[e] * (silu(token @ w1[:, 0]) * (token @ w1[:, 1])) @ w[
                 p + "experts.w2_EFD"][e]  # fmt: skip
         rows.append(row)
     if not m.moe.num_shared_experts:
@@ -109,6 +139,16 @@ def moe(x: Tensor, w: Weights, p: str, m: ModelConfig) -> Tensor:
         flat, w[p + "shared_experts.linear_fc1.weight"], w[p + "shared_experts.linear_fc2.weight"]
     )
     return (torch.stack(rows) + shared).view_as(x)
+
+
+def within_capacity(weights: Tensor, m: ModelConfig) -> Tensor:
+    """Weights [T, E] of which an expert keeps the ceil(factor T k / E) largest."""
+    if m.moe.capacity_factor is None:
+        return weights
+    tokens, experts = weights.shape
+    most = min(tokens, math.ceil(m.moe.capacity_factor * tokens * m.moe.top_k / experts))
+    kept = torch.zeros_like(weights).scatter(0, weights.detach().topk(most, 0).indices, 1.0)
+    return weights * kept
 
 
 def code(k: int, size: int) -> Tensor:
@@ -148,7 +188,7 @@ def layer(x: Tensor, w: Weights, index: int, k: Optional[int], m: ModelConfig) -
     if index < m.dense_layers:
         out = swiglu(h, w[p + "mlp.linear_fc1.weight"], w[p + "mlp.linear_fc2.weight"])
     else:
-        out = moe(h, w, p + "mlp.", m)
+        out = moe(h, w, p + "mlp.", k or 1, m)
     if m.sandwich_norm:
         out = rms(out, w[p + "mlp_bda.output_norm.weight"], eps)
     return x + out

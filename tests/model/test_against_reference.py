@@ -50,11 +50,20 @@ def _model_and_weights(overrides: List[str]):
         ["model.sandwich_norm=false"],
         ["model.loop.iterations=1"],
         ["model.loop.iterations=5", "model.body_layers=1", "model.suffix_layers=0"],
-        ["model.moe.topk_scaling_factor=2.5"],
         [*SOFTMAX, "model.moe.topk_scaling_factor=1.5"],
         [*SOFTMAX, "model.moe.norm_topk_prob=false", "model.moe.num_shared_experts=0"],
         [*GQA],
         [*GQA, "model.attention.qk_norm=true"],
+        ["model.moe.topk_scaling_factor=2.5", "model.depth_scaled_gains=[0.283,0.432]"],
+        [
+            "model.moe.group_routing=limited",
+            "model.moe.num_groups=4",
+            "model.moe.topk_groups=2",
+            "model.moe.top_k=2",
+        ],
+        ["model.moe.group_routing=balanced", "model.moe.num_groups=2", "model.moe.top_k=4"],
+        ["model.moe.capacity_factor=0.75"],
+        ["model.moe.balance_over=visit"],
     ],
     ids=lambda o: ",".join(o) or "golden",
 )
@@ -72,7 +81,7 @@ def test_losses_and_gradients(one_rank: None, overrides: List[str]) -> None:
     for name, parameter in model.named_parameters():
         wanted = weights[unique_name(name, prefixes)].grad
         error = (parameter.grad.double() - wanted).norm() / wanted.norm()
-        assert error < 5e-5, f"{name}: relative gradient error {error:.1e}"
+        assert error < 1e-4, f"{name}: relative gradient error {error:.1e}"
 
 
 def test_one_iteration_mlp_for_all_layers(one_rank: None) -> None:
