@@ -7,7 +7,7 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Tuple
+from typing import IO, Any, Callable, Dict, Iterator, Optional, Sequence, Tuple
 
 from loopmoe_train.config.run_file import load, run_dir, save
 from loopmoe_train.config.schema import RunConfig
@@ -39,6 +39,7 @@ def prepare(
 
     run = compose(overrides)
     check_machine(run, devices_here)
+    claim(run)
     check_run_folder(run)
     text = ensure_mixture(run, say)
     check_text(run, text)
@@ -78,22 +79,56 @@ def check_machine(run: RunConfig, devices_here: Optional[int] = None) -> None:
         )
 
 
-def check_run_folder(run: RunConfig) -> None:
-    """Refuse a run folder that cannot be written or belongs to a different run.
+_claimed: Dict[Path, IO[str]] = {}
+
+
+def claim(run: RunConfig) -> None:
+    """Make the run folder and keep all other processes out of it for the life of this one.
 
     Raises:
-        Refused: not writable, or its run.yaml differs where a continuation may not.
+        Refused: it cannot be written, or another process has it.
     """
+    import fcntl
+
     folder = run_dir(run)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(13, "not writable")
+        path = (folder / ".lock").resolve()
+        if path in _claimed:
+            _claimed.pop(path).close()  # our own from before, of a folder that may be a new one
+        stream = open(path, "a+")
     except OSError as error:
         raise Refused(
             f"{folder}: cannot be used as a run folder ({error.strerror})",
             "choose another runs_dir= or name=",
         ) from error
+    try:
+        # The kernel frees it however this process ends; ranks do not inherit it.
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with stream:
+            stream.seek(0)
+            owner = stream.read()
+        raise Refused(
+            f"{folder} is in use by process {owner}", "wait for its end, or choose another name="
+        ) from None
+    except OSError:
+        pass  # some network file systems have no locks
+    stream.truncate(0)
+    stream.write(str(os.getpid()))
+    stream.flush()
+    _claimed[path] = stream
+
+
+def check_run_folder(run: RunConfig) -> None:
+    """Refuse a run folder that belongs to a different run, or a checkpoint that is none.
+
+    Raises:
+        Refused: its run.yaml differs where a continuation may not, or there is nothing to do.
+    """
+    folder = run_dir(run)
     wish = run.checkpoint.resume
     if wish not in ("auto", "none") and not (Path(wish) / "manifest.json").is_file():
         raise Refused(

@@ -227,6 +227,42 @@ def test_a_signal_finishes_the_step_and_saves(place: Path, run: Path, number: in
         assert max(records(folder, "loss")) == last + 2
 
 
+def test_a_run_folder_is_used_by_one_process_at_a_time(place: Path, run: Path) -> None:
+    before = (run / "run.yaml").read_bytes()
+    bare = [sys.executable, "-m", "loopmoe_train.train"]
+    settings = [*command(place, "name=first", "steps=9", "cluster.devices=1", "parallel=data")[2:]]
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run)], stdout=subprocess.PIPE, stdin=subprocess.PIPE
+    )
+    try:
+        assert holder.stdout is not None and holder.stdout.readline()
+        for start in (
+            [LOOPMOE, "train", *settings],
+            [*bare, *settings],
+            [*bare, f"{run}/run.yaml"],
+        ):
+            done = loopmoe(place, *start)
+            assert done.returncode == 2, (done.stdout, done.stderr)
+            assert f"runs/first is in use by process {holder.pid} ->" in _one_line(done)
+    finally:
+        holder.kill()
+        holder.wait()
+    assert (run / "run.yaml").read_bytes() == before
+    done = train(place, "name=first")  # the kernel has freed it
+    assert "already trained for 6 steps" in _one_line(done)
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from loopmoe_train.config.run_file import load
+from loopmoe_train.train.preflight import claim
+claim(load(Path(sys.argv[1]) / "run.yaml"))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
 def test_a_killed_rank_ends_the_run_in_one_line(place: Path, run: Path) -> None:
     def kill_second(process: subprocess.Popen[str]) -> None:
         victim = next(p for p in _ranks(process.pid) if p.environ()["RANK"] == "1")
@@ -305,4 +341,4 @@ def test_refused_in_one_line_before_anything_starts(place: Path, run: Path, word
     assert done.returncode == 2, (done.stdout, done.stderr)
     assert REFUSED[words] in _one_line(done)
     new = {str(path.relative_to(place)) for path in set(place.rglob("*")) - before}
-    assert new <= {f"runs/{name}", "new", "new/.lock"}, new
+    assert new <= {f"runs/{name}", f"runs/{name}/.lock", "new", "new/.lock"}, new
