@@ -9,7 +9,8 @@ from __future__ import annotations
 import difflib
 import math
 import os.path
-from typing import Callable, Iterator, List, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, Callable, Iterator, List, Sequence
 
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused
@@ -55,6 +56,18 @@ _AT_LEAST_ZERO = (
 ).split()
 
 
+def paths(node: Any, prefix: str = "") -> List[str]:
+    """Dotted names of every setting below a config dataclass."""
+    names: List[str] = []
+    for item in fields(node):
+        value = getattr(node, item.name)
+        if is_dataclass(value):
+            names += paths(value, f"{prefix}{item.name}.")
+        else:
+            names.append(prefix + item.name)
+    return names
+
+
 def get(config: RunConfig, path: str) -> object:
     """Value at a dotted path."""
     node: object = config
@@ -78,6 +91,13 @@ def _choices(config: RunConfig) -> Problems:
             )
 
 
+def _finite(config: RunConfig) -> Problems:
+    for path in paths(config):
+        value = get(config, path)
+        if isinstance(value, float) and not math.isfinite(value):
+            yield f"{path}={value}: must be a finite number"
+
+
 def _sizes(config: RunConfig) -> Problems:
     for path in _AT_LEAST_ONE:
         if get(config, path) < 1:  # type: ignore[operator]
@@ -85,10 +105,12 @@ def _sizes(config: RunConfig) -> Problems:
     for path in _AT_LEAST_ZERO:
         if get(config, path) < 0:  # type: ignore[operator]
             yield f"{path}={get(config, path)}: must not be negative"
+    if config.seed >= 2**63:
+        yield f"seed={config.seed}: must be below 2^63"
     for path in ("optim.lr", "optim.eps", "launcher.timeout_minutes", "model.init_std",
                  "model.norm_epsilon", "model.attention.rotary_base", "optim.update_rms",
                  ):  # fmt: skip
-        if not get(config, path) > 0:  # type: ignore[operator]
+        if get(config, path) <= 0:  # type: ignore[operator]
             yield f"{path}={get(config, path)}: must be above 0"
     for path in ("model.hidden_dropout", "model.attention_dropout", "optim.beta1", "optim.beta2",
                  "optim.momentum"):  # fmt: skip
@@ -184,6 +206,12 @@ def _batch(config: RunConfig) -> Problems:
             f"optim.warmup_steps={config.optim.warmup_steps} leaves nothing of steps="
             f"{config.steps}: lower it, or train longer"
         )
+    decay, left = config.optim.decay_steps, config.steps - config.optim.warmup_steps
+    if config.optim.schedule == "wsd" and decay is not None and 0 < left < decay:
+        yield (
+            f"optim.decay_steps={decay} is more than the {left} steps after the warmup: "
+            "lower it, or train longer"
+        )
 
 
 def _parallel(config: RunConfig) -> Problems:
@@ -225,6 +253,11 @@ def _memory(config: RunConfig) -> Problems:
         yield (
             "memory.recompute=selective and memory.recompute_modules=[...] go together: "
             "set both or neither"
+        )
+    if "mla_up_proj" in config.memory.recompute_modules and config.model.attention.kind != "mla":
+        yield (
+            f"memory.recompute_modules: model.attention.kind={config.model.attention.kind} has no "
+            "mla_up_proj: leave it out"
         )
 
 
@@ -280,7 +313,8 @@ def _names(config: RunConfig) -> Problems:
 
 
 RULES: Sequence[Callable[[RunConfig], Problems]] = (
-    _choices, _sizes, _model, _batch, _parallel, _optimizer, _memory, _mixture, _launcher, _names,
+    _choices, _finite, _sizes, _model, _batch, _parallel, _optimizer, _memory, _mixture, _launcher,
+    _names,
 )  # fmt: skip
 
 
