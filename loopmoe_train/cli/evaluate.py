@@ -21,8 +21,9 @@ from loopmoe_train.errors import Refused
 def run(argv: List[str]) -> int:
     """Evaluate every run named, print a table; returns the exit code."""
     from loopmoe_train.config.run_file import load
+    from loopmoe_train.data.mixture import open_mixture
     from loopmoe_train.launcher.supervise import launch
-    from loopmoe_train.train.preflight import check_machine
+    from loopmoe_train.train.preflight import check_checkpoint, check_machine, check_text
 
     words, out = list(argv), None
     if "--json" in words:
@@ -38,9 +39,12 @@ def run(argv: List[str]) -> int:
             "loopmoe evaluate RUN [RUN ...] [--json FILE]",
         )
     configs = [load(Path(word) / "run.yaml") for word in words]
+    for config in configs:
+        check_machine(config)
+        check_checkpoint(config)
+        check_text(config, open_mixture(config))
     results: Dict[str, Any] = {}
     for word, config in zip(words, configs):
-        check_machine(config)
         launch(config, module="loopmoe_train.train.evaluate")
         results[word] = json.loads((Path(word) / "evaluation.json").read_text())
     if out is not None:

@@ -9,16 +9,15 @@ from typing import Any, Dict
 
 import torch.distributed as dist
 
-from loopmoe_train.checkpoint.manifest import newest
 from loopmoe_train.config.run_file import run_dir
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.device.accelerator import select
-from loopmoe_train.errors import Refused
 from loopmoe_train.evaluation.perplexity import Validations, validate
 from loopmoe_train.files import write_text
 from loopmoe_train.parallel import groups
 from loopmoe_train.train.__main__ import leave, main
-from loopmoe_train.train.run import build, checkpoints, restore
+from loopmoe_train.train.preflight import check_checkpoint
+from loopmoe_train.train.run import build, restore
 from loopmoe_train.train.text import Text, open_text
 
 RESULT = "evaluation.json"
@@ -32,10 +31,9 @@ def evaluate(run: RunConfig) -> None:
     each validation set by name, where there are several.
 
     Raises:
-        Refused: there is no checkpoint, or it does not fit.
+        Refused: there is no whole checkpoint, or it does not fit.
     """
-    if newest(checkpoints(run)) is None:
-        raise Refused(f"{run_dir(run)} has no checkpoint", "train it, or let the training save")
+    check_checkpoint(run)
     run.checkpoint.resume, run.eval_batches = "auto", 0
     select(run.cluster.device)
     groups.join(run)

@@ -163,6 +163,25 @@ def check_run_folder(run: RunConfig) -> None:
         )
 
 
+def check_checkpoint(run: RunConfig) -> None:
+    """Refuse a run folder with nothing to read weights from; the ranks verify the bytes.
+
+    Raises:
+        Refused: no checkpoint, or no readable manifest in any of them.
+    """
+    from loopmoe_train.checkpoint.manifest import committed, read_manifest  # imports torch
+
+    problems = []
+    for folder in committed(run_dir(run) / "checkpoints"):
+        try:
+            read_manifest(folder)
+            return
+        except Refused as error:
+            problems.append(error.what)
+    found = f"no whole checkpoint: {problems[0]}" if problems else "no checkpoint"
+    raise Refused(f"{run_dir(run)} has {found}", "train it, or let the training save")
+
+
 def check_text(run: RunConfig, text: Mixture) -> None:
     """Refuse prepared datasets that this run cannot be trained or measured on.
 

@@ -64,6 +64,22 @@ def test_a_mistake_is_told_in_one_line(
     assert len(lines) == 1 and MISTAKES[words] in lines[0] and lines[0].startswith("loopmoe")
 
 
+@pytest.mark.parametrize("damage", ["", "steps: 1"])
+def test_a_run_without_a_checkpoint_is_not_evaluated(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from loopmoe_train.config import compose, run_file
+
+    run_file.save(compose.compose([]), tmp_path / "run.yaml")
+    if damage:
+        (tmp_path / "checkpoints" / "step-3").mkdir(parents=True)
+        (tmp_path / "checkpoints" / "step-3" / "manifest.json").write_text(damage)
+    monkeypatch.setattr("loopmoe_train.launcher.supervise.launch", None)
+    assert main(["evaluate", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"{tmp_path} has no {'whole ' if damage else ''}checkpoint" in line
+
+
 def test_an_unexpected_error_is_one_line_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
