@@ -66,11 +66,12 @@ def _verify(argv: List[str]) -> int:
     from loopmoe_train.data.progress import progress
     from loopmoe_train.data.verify import verify_dataset
 
-    wrong = [word for word in argv if word.startswith("-")]
+    settings = [w for w in argv if (w.startswith("-") or "=" in w) and not Path(w).is_dir()]
+    wrong = [word for word in settings if word.startswith("-")]
     if wrong:
         raise Refused(f"{wrong[0]}: not a dataset folder", "loopmoe data verify [PATH ...]")
-    config = compose([word for word in argv if "=" in word])
-    paths = [word for word in argv if "=" not in word]
+    config = compose(settings)
+    paths = [word for word in argv if word not in settings]
     if not paths:
         trained = [member.path for member in config.data.mixture] or [config.data.path]
         paths = [*trained, *config.data.validation]

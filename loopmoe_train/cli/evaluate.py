@@ -32,7 +32,7 @@ def run(argv: List[str]) -> int:
             raise Refused("--json: no file named", "loopmoe evaluate RUN --json FILE")
         out = Path(words[at + 1])
         del words[at : at + 2]
-    wrong = [word for word in words if word.startswith("-") or "=" in word]
+    wrong = [w for w in words if (w.startswith("-") or "=" in w) and not Path(w).is_dir()]
     if wrong or not words:
         raise Refused(
             f"{wrong[0]}: not a run folder" if wrong else "no run folder was given",

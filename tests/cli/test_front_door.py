@@ -80,6 +80,22 @@ def test_a_run_without_a_checkpoint_is_not_evaluated(
     assert f"{tmp_path} has no {'whole ' if damage else ''}checkpoint" in line
 
 
+@pytest.mark.parametrize(
+    ("words", "file"), [("evaluate", "run.yaml"), ("data verify", "dataset.json")]
+)
+def test_a_folder_that_is_there_is_no_setting(
+    words: str,
+    file: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=1").mkdir()
+    assert main([*words.split(), "lr=1"]) == 2
+    assert f"lr=1/{file}" in capsys.readouterr().err
+
+
 def test_an_unexpected_error_is_one_line_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
