@@ -20,10 +20,10 @@ from loopmoe_train.errors import Refused
 
 def run(argv: List[str]) -> int:
     """Evaluate every run named, print a table; returns the exit code."""
-    from loopmoe_train.config.run_file import load
+    from loopmoe_train.config.run_file import load, run_dir
     from loopmoe_train.data.mixture import open_mixture
     from loopmoe_train.launcher.supervise import launch
-    from loopmoe_train.train.preflight import check_checkpoint, check_machine, check_text
+    from loopmoe_train.train.preflight import check_machine, check_text, newest_manifest
 
     words, out = list(argv), None
     if "--json" in words:
@@ -41,7 +41,8 @@ def run(argv: List[str]) -> int:
     configs = [load(Path(word) / "run.yaml") for word in words]
     for config in configs:
         check_machine(config)
-        check_checkpoint(config)
+        if newest_manifest(config) is None:
+            raise Refused(f"{run_dir(config)} has no checkpoint", "train it, or let it save")
         check_text(config, open_mixture(config))
     results: Dict[str, Any] = {}
     for word, config in zip(words, configs):

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Dict, List, Tuple, Union
 
 from loopmoe_train.config.rules import dataset_names
 from loopmoe_train.config.schema import RunConfig
@@ -63,6 +63,11 @@ class Mixture:
         if len(self.members) == 1:
             return self.members[0].info.fingerprint
         return hashlib.sha256(json.dumps(self.shares, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def identity(self) -> Union[str, Dict[str, str]]:
+        """Fingerprint of the dataset; of several, the share of the samples of each."""
+        return self.shares if len(self.members) > 1 else self.fingerprint
 
     @property
     def bytes_per_token(self) -> float:

@@ -16,7 +16,6 @@ from loopmoe_train.evaluation.perplexity import Validations, validate
 from loopmoe_train.files import write_text
 from loopmoe_train.parallel import groups
 from loopmoe_train.train.__main__ import leave, main
-from loopmoe_train.train.preflight import check_checkpoint
 from loopmoe_train.train.run import build, restore
 from loopmoe_train.train.text import Text, open_text
 
@@ -33,7 +32,6 @@ def evaluate(run: RunConfig) -> None:
     Raises:
         Refused: there is no whole checkpoint, or it does not fit.
     """
-    check_checkpoint(run)
     run.checkpoint.resume, run.eval_batches = "auto", 0
     select(run.cluster.device)
     groups.join(run)

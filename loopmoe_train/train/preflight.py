@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any, Callable, Dict, Iterator, Optional, Sequence, Tuple
+from typing import IO, TYPE_CHECKING, Any, Callable, Dict, Optional, Sequence, Tuple
 
-from loopmoe_train.config.run_file import load, run_dir, save
+from loopmoe_train.config.run_file import run_dir, save
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.data.mixture import Mixture, ensure_mixture
 from loopmoe_train.errors import Refused
 
-# Changing these in a run folder that has checkpoints is a continuation, not another run.
-_FREE = (
-    "steps", "eval_interval", "eval_batches", "observe", "checkpoint", "launcher", "optim",
-    "cluster", "parallel", "memory", "micro_batch_size",
-    "data.validation",
-)  # fmt: skip
-_FIXED = ("optim.kind",)  # Adam's states are of no use to Muon
+if TYPE_CHECKING:
+    from loopmoe_train.checkpoint.manifest import Manifest
 
 
 def prepare(
@@ -43,6 +37,7 @@ def prepare(
     check_run_folder(run)
     text = ensure_mixture(run, say)
     check_text(run, text)
+    check_same_run(run, text)
     save(run, run_dir(run) / "run.yaml")
     return run, text
 
@@ -123,10 +118,10 @@ def claim(run: RunConfig) -> None:
 
 
 def check_run_folder(run: RunConfig) -> None:
-    """Refuse a run folder that belongs to a different run, or a checkpoint that is none.
+    """Refuse a run folder or a checkpoint that there is no continuing from.
 
     Raises:
-        Refused: its run.yaml differs where a continuation may not, or there is nothing to do.
+        Refused: no whole checkpoint, one of another folder, or there is nothing left to do.
     """
     folder = run_dir(run)
     wish = run.checkpoint.resume
@@ -135,7 +130,8 @@ def check_run_folder(run: RunConfig) -> None:
             f"checkpoint.resume={wish}: not a whole checkpoint (it has no manifest.json)",
             "name a folder such as runs/<name>/checkpoints/step-<n>, or use auto or none",
         )
-    if not list(folder.glob("checkpoints/step-*/manifest.json")):
+    manifest = newest_manifest(run)
+    if manifest is None:
         return
     own = Path(wish).resolve().parent == (folder / "checkpoints").resolve()
     if wish != "auto" and not own:
@@ -144,42 +140,77 @@ def check_run_folder(run: RunConfig) -> None:
             "them",
             "choose another name=, or delete the folder",
         )
-    before, now = asdict(load(folder / "run.yaml")), asdict(run)
-    changed = [
-        f"{key} {old!r} -> {new!r}"
-        for key, old, new in _differences(before, now)
-        if key in _FIXED or (key.split(".")[0] not in _FREE and key not in _FREE)
-    ]
-    if changed:
+    if manifest.step >= run.steps:
         raise Refused(
-            f"{folder} holds checkpoints of a run with other settings: {'; '.join(changed[:4])}",
-            "choose another name=, or delete the folder",
-        )
-    done = _steps_done(folder)
-    if done >= run.steps:
-        raise Refused(
-            f"{folder} is already trained for {done} steps",
-            f"ask for more with steps={2 * done}, choose another name=, or delete the folder",
+            f"{folder} is already trained for {manifest.step} steps",
+            f"ask for more with steps={2 * manifest.step}, choose another name=, or delete the "
+            "folder",
         )
 
 
-def check_checkpoint(run: RunConfig) -> None:
-    """Refuse a run folder with nothing to read weights from; the ranks verify the bytes.
+def check_same_run(run: RunConfig, text: Mixture) -> None:
+    """Refuse to continue from a checkpoint of other settings.
 
     Raises:
-        Refused: no checkpoint, or no readable manifest in any of them.
+        Refused: the first differences.
+    """
+    from loopmoe_train.checkpoint.manifest import differences, read_manifest
+
+    wish = run.checkpoint.resume
+    manifest = newest_manifest(run) if wish in ("auto", "none") else read_manifest(Path(wish))
+    changed = differences(manifest.about, identity(run, text)) if manifest else []
+    if changed:
+        raise Refused(
+            f"{run_dir(run)} would continue a run with other settings: {'; '.join(changed[:4])}",
+            "set it back, or choose another name=",
+        )
+
+
+def identity(run: RunConfig, text: Mixture) -> Dict[str, Any]:
+    """What must be the same for a run to be continued.
+
+    All that decides which samples come and what a step makes of them, but for the optimizer's
+    numbers and the layout, which a continuation may change. Places and words are no part of it:
+    the same text in another folder is the same.
+    """
+    model = asdict(run.model)
+    del model["name"], model["moe"]["dispatcher"]
+    model["vocab_size"] = run.model.vocab_size or text.tokenizer_of.vocab_size
+    return dict(
+        model=model,
+        precision=run.precision,
+        seed=run.seed,
+        sequence_length=run.sequence_length,
+        global_batch_size=run.global_batch_size,
+        batch_ramp=[run.batch_ramp_from, run.batch_ramp_samples],
+        eod_mask_loss=run.data.eod_mask_loss,
+        reset_attention_mask=run.data.reset_attention_mask,
+        optimizer=run.optim.kind,  # Adam's states are of no use to Muon
+        dataset=text.identity,
+        tokenizer=text.tokenizer_of.tokenizer_fingerprint,
+    )
+
+
+def newest_manifest(run: RunConfig) -> Optional[Manifest]:
+    """That of the newest checkpoint whose manifest is whole (ranks verify the rest), or None.
+
+    Raises:
+        Refused: there are checkpoints, none with a whole manifest.
     """
     from loopmoe_train.checkpoint.manifest import committed, read_manifest  # imports torch
 
-    problems = []
-    for folder in committed(run_dir(run) / "checkpoints"):
+    root, problems = run_dir(run) / "checkpoints", []
+    for folder in committed(root):
         try:
-            read_manifest(folder)
-            return
+            return read_manifest(folder)
         except Refused as error:
             problems.append(error.what)
-    found = f"no whole checkpoint: {problems[0]}" if problems else "no checkpoint"
-    raise Refused(f"{run_dir(run)} has {found}", "train it, or let the training save")
+    if problems:
+        raise Refused(
+            f"{root}: no whole checkpoint: {'; '.join(problems)}",
+            "restore one, or choose another name=",
+        )
+    return None
 
 
 def check_text(run: RunConfig, text: Mixture) -> None:
@@ -204,18 +235,3 @@ def check_text(run: RunConfig, text: Mixture) -> None:
             f"model.vocab_size={run.model.vocab_size} is below the tokenizer's {vocab_size}",
             "raise it, or leave it null",
         )
-
-
-def _steps_done(folder: Path) -> int:
-    manifests = folder.glob("checkpoints/step-*/manifest.json")
-    return max((int(json.loads(p.read_text())["step"]) for p in manifests), default=0)
-
-
-def _differences(
-    a: Dict[str, Any], b: Dict[str, Any], prefix: str = ""
-) -> Iterator[Tuple[str, Any, Any]]:
-    for key in b:
-        if isinstance(b[key], dict):
-            yield from _differences(a[key], b[key], f"{prefix}{key}.")
-        elif a[key] != b[key]:
-            yield f"{prefix}{key}", a[key], b[key]

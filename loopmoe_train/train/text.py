@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, Union
+from typing import List
 
 import numpy as np
 
@@ -29,12 +29,6 @@ class Text:
     token_bytes: np.ndarray  # int64 [vocab]
     gzip_bits_per_byte: float
     bytes_per_token: float  # mean of the training samples
-
-    @property
-    def identity(self) -> Union[str, Dict[str, str]]:
-        """Fingerprint of the dataset; of several, the share of the samples of each."""
-        mixture = self.mixture
-        return mixture.shares if len(mixture.members) > 1 else mixture.fingerprint
 
 
 def open_text(run: RunConfig) -> Text:

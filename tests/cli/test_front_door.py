@@ -64,9 +64,15 @@ def test_a_mistake_is_told_in_one_line(
     assert len(lines) == 1 and MISTAKES[words] in lines[0] and lines[0].startswith("loopmoe")
 
 
-@pytest.mark.parametrize("damage", ["", "steps: 1"])
+@pytest.mark.parametrize(
+    ("damage", "words"), [("", "has no checkpoint"), ("steps: 1", "no whole checkpoint")]
+)
 def test_a_run_without_a_checkpoint_is_not_evaluated(
-    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    damage: str,
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from loopmoe_train.config import compose, run_file
 
@@ -77,7 +83,7 @@ def test_a_run_without_a_checkpoint_is_not_evaluated(
     monkeypatch.setattr("loopmoe_train.launcher.supervise.launch", None)
     assert main(["evaluate", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert f"{tmp_path} has no {'whole ' if damage else ''}checkpoint" in line
+    assert str(tmp_path) in line and words in line
 
 
 @pytest.mark.parametrize(

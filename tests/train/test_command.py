@@ -119,7 +119,10 @@ def _continued(place: Path, run: Path, name: str) -> Path:
 
 def test_a_continued_run_is_bitwise_the_same(place: Path, run: Path) -> None:
     copy = _continued(place, run, "second")
-    done = train(place, "name=second")
+    shutil.copytree(place / "data", place / "moved")
+    # Places, words and workers are not the run.
+    done = train(place, "name=second", f"runs_dir={place}/runs", f"data.path={place}/moved",
+                 "data.workers=2", "model.name=second")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "continues from" in done.stdout
     first, second = records(run, "loss"), records(copy, "loss")
@@ -325,10 +328,14 @@ REFUSED = {
     "name=../up": "must be one folder name",
     "runs_dir=texts/json-decoder.py": "cannot be used as a run folder",
     "name=first": "already trained for 6 steps",
-    "name=first optim=muon steps=9": "optim.kind 'adamw' -> 'muon'",
+    "name=first optim=muon steps=9": "optimizer was 'adamw' when it was saved, is 'muon' now",
     "name=first checkpoint.resume=none": "a new run would mix",
     "name=first checkpoint.resume=runs/second/checkpoints/step-3 steps=9": "would mix",
-    "name=first seed=2 steps=9": "seed 1234 -> 2",
+    "name=first seed=2 steps=9": "seed was 1234 when it was saved, is 2 now",
+    "name=first data.eod_mask_loss=true steps=9": "eod_mask_loss was False when it was saved",
+    "checkpoint.resume=runs/first/checkpoints/step-3 data.reset_attention_mask=true": (
+        "reset_attention_mask was False when it was saved, is True now"
+    ),
 }
 
 
