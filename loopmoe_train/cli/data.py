@@ -8,7 +8,7 @@ checked byte by byte instead. --force builds it again, whatever is in the folder
 
   data.source=DIR          python-stdlib, a folder, .txt, .jsonl[.gz|.zst] ("text" field),
                            .parquet ("text" column), a glob of these, a list
-  data.path=DIR            where the dataset goes
+  data.path=DIR            where the dataset goes; relative to the folder of the command
   data.valid_percent=5     share of documents held out
   data.workers=2           processes that tokenise
   tokenizer.vocab_size=N   tokenizer.kind=bpe|unigram, tokenizer.train_bytes=N

@@ -32,6 +32,7 @@ def prepare(
     from loopmoe_train.config.compose import compose
 
     run = compose(overrides)
+    _anchor(run)
     check_machine(run, devices_here)
     claim(run)
     check_run_folder(run)
@@ -40,6 +41,17 @@ def prepare(
     check_same_run(run, text)
     save(run, run_dir(run) / "run.yaml")
     return run, text
+
+
+def _anchor(run: RunConfig) -> None:
+    """Make the places of datasets absolute, so that run.yaml means the same from every folder."""
+    data = run.data
+    data.path = os.path.abspath(data.path)
+    data.validation = [os.path.abspath(path) for path in data.validation]
+    for member in data.mixture:
+        member.path = os.path.abspath(member.path)
+    if run.tokenizer.path is not None:
+        run.tokenizer.path = os.path.abspath(run.tokenizer.path)
 
 
 def check_machine(run: RunConfig, devices_here: Optional[int] = None) -> None:
