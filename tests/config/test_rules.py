@@ -132,6 +132,8 @@ def test_defaults_are_sound() -> None:
         [],
         ["model=vanilla_tiny"],
         ["experiment=smoke"],
+        ["experiment=smoke", "model=vanilla_tiny"],
+        ["experiment=bench_resume", "model=vanilla_tiny"],
         ["experiment=bench_train"],
         ["parallel=data", "cluster.devices=1"],
         ["cluster=h200"],
