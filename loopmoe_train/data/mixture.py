@@ -75,13 +75,6 @@ class Mixture:
         weighted = sum(member.parts * member.info.train.bytes_per_token for member in self.members)
         return weighted / self.period
 
-    @property
-    def gzip9_bits_per_byte(self) -> float:
-        """The yardstick of :class:`DatasetInfo` for the validation text of all members."""
-        sizes = [member.info.valid.bytes for member in self.members]
-        bits = [member.info.gzip9_bits_per_byte for member in self.members]
-        return sum(size * bit for size, bit in zip(sizes, bits)) / sum(sizes)
-
     def interleave(self) -> Interleave:
         """The assignment of samples to members."""
         return Interleave([member.parts for member in self.members])
