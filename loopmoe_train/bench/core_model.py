@@ -16,6 +16,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.utils import get_model_config
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ def build_core(
     if given:
         spec.submodules.self_attention.submodules.core_attention = TorchAttention
         spec.submodules.mlp.submodules.experts = ModuleSpec(module=PlainGroupedExperts)
-    model = GPTModel(
+    model: nn.Module = GPTModel(
         config=config,
         transformer_layer_spec=spec,
         vocab_size=vocab_size,
@@ -51,6 +52,8 @@ def build_core(
         position_embedding_type="rope",
     )
     _copy_weights(ours, model)
+    if config.bf16:
+        model = Float16Module(config, model)
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True, use_distributed_optimizer=run.parallel.distributed_optimizer
     )
@@ -63,7 +66,8 @@ def build_core(
             adam_beta1=run.optim.beta1,
             adam_beta2=run.optim.beta2,
             clip_grad=run.optim.clip_grad,
-            params_dtype=torch.float32,
+            bf16=config.bf16,
+            params_dtype=config.params_dtype,
             use_distributed_optimizer=run.parallel.distributed_optimizer,
         ),
         chunks,
@@ -109,5 +113,6 @@ class PlainGroupedExperts(GroupedExperts):
         """As :meth:`GroupedExperts.forward`."""
         ends_E = tokens_per_expert.cumsum(0).to(torch.int32)
         gate, up = F.grouped_mm(hidden_TD, self.w1_EDGF.flatten(2), offs=ends_E).chunk(2, -1)
-        hidden = F.silu(gate) * up * probs_T.unsqueeze(-1)
+        # The router's weights are fp32, also in bf16.
+        hidden = (F.silu(gate) * up * probs_T.unsqueeze(-1)).to(hidden_TD.dtype)
         return F.grouped_mm(hidden, self.w2_EFD, offs=ends_E), None

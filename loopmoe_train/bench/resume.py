@@ -24,7 +24,7 @@ from loopmoe_train.config.run_file import run_dir
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused, RunFailed
 from loopmoe_train.observe.jsonl import read_jsonl
-from loopmoe_train.train.preflight import prepare
+from loopmoe_train.train.preflight import claim, prepare
 
 _PATIENCE_S = 300.0  # for the run to get further
 
@@ -52,6 +52,7 @@ def measure(
             f"launcher={wanted.launcher.kind}: its ranks are no children of this process",
             "measure with launcher=local",
         )
+    claim(wanted)  # before it is emptied
     shutil.rmtree(run_dir(wanted), ignore_errors=True)
     run, _ = prepare(words, print)
     killer = _Killer(run, kills)

@@ -14,6 +14,7 @@ from loopmoe_train.checkpoint.manifest import (
     Manifest,
     check_headers,
     committed,
+    differences,
     read_common,
     read_manifest,
 )
@@ -106,24 +107,12 @@ class _AnotherRun(Refused):
 
 
 def _check_same_run(folder: Path, manifest: Manifest, about: Dict[str, Any]) -> None:
-    changes = list(_differences(manifest.about, about))
+    changes = differences(manifest.about, about)
     if changes:
         raise _AnotherRun(
             f"{folder}: {'; '.join(changes[:4])}",
             "set it back, or start afresh with checkpoint.resume=none and another name=",
         )
-
-
-def _differences(saved: Any, now: Any, path: str = "") -> List[str]:
-    if isinstance(saved, dict) and isinstance(now, dict):
-        return [
-            text
-            for key in sorted(saved.keys() | now.keys())
-            for text in _differences(saved.get(key), now.get(key), f"{path}.{key}".lstrip("."))
-        ]
-    if saved == now:
-        return []
-    return [f"{path} was {saved!r} when it was saved, is {now!r} now"]
 
 
 def _read(folder: Path, manifest: Manifest, restore: Restore, same_layout: bool) -> Read:

@@ -16,7 +16,7 @@ from loopmoe_train.files import atomic_write
 
 NAME = "manifest.json"
 COMMON = "common.pt"
-FORMAT = 2
+FORMAT = 3
 _NO_HASH = "0" * 32
 
 
@@ -83,6 +83,19 @@ def read_manifest(folder: Path) -> Manifest:
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(path, f"it cannot be read ({error})") from error
+
+
+def differences(saved: Any, now: Any, path: str = "") -> List[str]:
+    """A line for every setting of ``Manifest.about`` that is another one now."""
+    if isinstance(saved, dict) and isinstance(now, dict):
+        return [
+            text
+            for key in sorted(saved.keys() | now.keys())
+            for text in differences(saved.get(key), now.get(key), f"{path}.{key}".lstrip("."))
+        ]
+    if saved == now:
+        return []
+    return [f"{path} was {saved!r} when it was saved, is {now!r} now"]
 
 
 def read_common(folder: Path, manifest: Manifest) -> bytes:

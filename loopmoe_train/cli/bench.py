@@ -76,8 +76,10 @@ def _on_ranks(module: str, overrides: List[str]) -> Dict[str, Any]:
     from loopmoe_train.config.compose import compose
     from loopmoe_train.config.run_file import run_dir, save
     from loopmoe_train.launcher.supervise import launch
+    from loopmoe_train.train.preflight import claim
 
     config = compose(["experiment=bench_train", *overrides])
+    claim(config)
     save(config, run_dir(config) / "run.yaml")
     launch(config, module=module)
     table: Dict[str, Any] = json.loads((run_dir(config) / "bench.json").read_text())

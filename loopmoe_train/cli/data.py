@@ -8,7 +8,7 @@ checked byte by byte instead. --force builds it again, whatever is in the folder
 
   data.source=DIR          python-stdlib, a folder, .txt, .jsonl[.gz|.zst] ("text" field),
                            .parquet ("text" column), a glob of these, a list
-  data.path=DIR            where the dataset goes
+  data.path=DIR            where the dataset goes; relative to the folder of the command
   data.valid_percent=5     share of documents held out
   data.workers=2           processes that tokenise
   tokenizer.vocab_size=N   tokenizer.kind=bpe|unigram, tokenizer.train_bytes=N
@@ -66,11 +66,12 @@ def _verify(argv: List[str]) -> int:
     from loopmoe_train.data.progress import progress
     from loopmoe_train.data.verify import verify_dataset
 
-    wrong = [word for word in argv if word.startswith("-")]
+    settings = [w for w in argv if (w.startswith("-") or "=" in w) and not Path(w).is_dir()]
+    wrong = [word for word in settings if word.startswith("-")]
     if wrong:
         raise Refused(f"{wrong[0]}: not a dataset folder", "loopmoe data verify [PATH ...]")
-    config = compose([word for word in argv if "=" in word])
-    paths = [word for word in argv if "=" not in word]
+    config = compose(settings)
+    paths = [word for word in argv if word not in settings]
     if not paths:
         trained = [member.path for member in config.data.mixture] or [config.data.path]
         paths = [*trained, *config.data.validation]

@@ -20,9 +20,10 @@ from loopmoe_train.errors import Refused
 
 def run(argv: List[str]) -> int:
     """Evaluate every run named, print a table; returns the exit code."""
-    from loopmoe_train.config.run_file import load
+    from loopmoe_train.config.run_file import load, run_dir
+    from loopmoe_train.data.mixture import open_mixture
     from loopmoe_train.launcher.supervise import launch
-    from loopmoe_train.train.preflight import check_machine
+    from loopmoe_train.train.preflight import check_machine, check_text, newest_manifest
 
     words, out = list(argv), None
     if "--json" in words:
@@ -31,16 +32,20 @@ def run(argv: List[str]) -> int:
             raise Refused("--json: no file named", "loopmoe evaluate RUN --json FILE")
         out = Path(words[at + 1])
         del words[at : at + 2]
-    wrong = [word for word in words if word.startswith("-") or "=" in word]
+    wrong = [w for w in words if (w.startswith("-") or "=" in w) and not Path(w).is_dir()]
     if wrong or not words:
         raise Refused(
             f"{wrong[0]}: not a run folder" if wrong else "no run folder was given",
             "loopmoe evaluate RUN [RUN ...] [--json FILE]",
         )
     configs = [load(Path(word) / "run.yaml") for word in words]
+    for config in configs:
+        check_machine(config)
+        if newest_manifest(config) is None:
+            raise Refused(f"{run_dir(config)} has no checkpoint", "train it, or let it save")
+        check_text(config, open_mixture(config))
     results: Dict[str, Any] = {}
     for word, config in zip(words, configs):
-        check_machine(config)
         launch(config, module="loopmoe_train.train.evaluate")
         results[word] = json.loads((Path(word) / "evaluation.json").read_text())
     if out is not None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import fields, is_dataclass
-from typing import Any, List, Sequence
+from typing import List, Sequence
 
-from loopmoe_train.config.rules import check
+from loopmoe_train.config.rules import check, paths
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused
 
@@ -96,7 +95,7 @@ def _refused(error: Exception) -> Refused:
     unknown = re.search(r"Could not override '([^']+)'", text) or re.search(
         r"Key '([^']+)' (?:is )?not in", text
     )
-    settings = _paths(RunConfig())
+    settings = paths(RunConfig())
     if unknown and unknown.group(1) not in settings:
         key = unknown.group(1)
         return Refused(f"{key}: there is no such setting", _suggest(key, settings))
@@ -124,15 +123,3 @@ def _suggest(word: str, options: List[str]) -> str:
     # Sections instead of every setting in them.
     heads = {option.partition(".")[0] + ("." if "." in option else "") for option in options}
     return "use one of " + ", ".join(sorted(heads))
-
-
-def _paths(node: Any, prefix: str = "") -> List[str]:
-    """Dotted names of every setting below a config dataclass."""
-    names: List[str] = []
-    for item in fields(node):
-        value = getattr(node, item.name)
-        if is_dataclass(value):
-            names += _paths(value, f"{prefix}{item.name}.")
-        else:
-            names.append(prefix + item.name)
-    return names

@@ -9,12 +9,14 @@ from __future__ import annotations
 import difflib
 import math
 import os.path
-from typing import Callable, Iterator, List, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, Callable, List, Sequence
 
+from loopmoe_train.config import model_rules
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused
 
-Problems = Iterator[str]
+Problems = model_rules.Problems
 
 RECOMPUTE_MODULES = ("core_attn", "moe", "mlp", "mla_up_proj", "shared_experts")
 
@@ -60,6 +62,18 @@ _AT_LEAST_ZERO = (
 ).split()
 
 
+def paths(node: Any, prefix: str = "") -> List[str]:
+    """Dotted names of every setting below a config dataclass."""
+    names: List[str] = []
+    for item in fields(node):
+        value = getattr(node, item.name)
+        if is_dataclass(value):
+            names += paths(value, f"{prefix}{item.name}.")
+        else:
+            names.append(prefix + item.name)
+    return names
+
+
 def get(config: RunConfig, path: str) -> object:
     """Value at a dotted path."""
     node: object = config
@@ -83,6 +97,13 @@ def _choices(config: RunConfig) -> Problems:
             )
 
 
+def _finite(config: RunConfig) -> Problems:
+    for path in paths(config):
+        value = get(config, path)
+        if isinstance(value, float) and not math.isfinite(value):
+            yield f"{path}={value}: must be a finite number"
+
+
 def _sizes(config: RunConfig) -> Problems:
     for path in _AT_LEAST_ONE:
         if get(config, path) < 1:  # type: ignore[operator]
@@ -90,10 +111,12 @@ def _sizes(config: RunConfig) -> Problems:
     for path in _AT_LEAST_ZERO:
         if get(config, path) < 0:  # type: ignore[operator]
             yield f"{path}={get(config, path)}: must not be negative"
+    if config.seed >= 2**63:
+        yield f"seed={config.seed}: must be below 2^63"
     for path in ("optim.lr", "optim.eps", "launcher.timeout_minutes", "model.init_std",
                  "model.norm_epsilon", "model.attention.rotary_base", "optim.update_rms",
                  ):  # fmt: skip
-        if not get(config, path) > 0:  # type: ignore[operator]
+        if get(config, path) <= 0:  # type: ignore[operator]
             yield f"{path}={get(config, path)}: must be above 0"
     for path in ("model.hidden_dropout", "model.attention_dropout", "optim.beta1", "optim.beta2",
                  "optim.momentum"):  # fmt: skip
@@ -116,124 +139,6 @@ def _sizes(config: RunConfig) -> Problems:
             f"tokenizer.vocab_size={config.tokenizer.vocab_size}: "
             "must be at least 300 (256 byte pieces and the special tokens come first)"
         )
-
-
-def _model(config: RunConfig) -> Problems:
-    model, attention, moe = config.model, config.model.attention, config.model.moe
-    if moe.top_k > moe.num_experts:
-        yield (
-            f"model.moe.top_k={moe.top_k} is more than model.moe.num_experts={moe.num_experts}: "
-            "lower top_k or add experts"
-        )
-    if attention.qk_rope_head_dim % 2 or attention.head_dim % 2:
-        yield "model.attention: rotary dims (qk_rope_head_dim, head_dim) must be even"
-    if attention.kind == "gqa" and attention.num_heads % attention.num_query_groups:
-        yield (
-            f"model.attention.num_heads={attention.num_heads} is not a multiple of "
-            f"num_query_groups={attention.num_query_groups}: change either"
-        )
-    if model.loop.iterations > 1 and model.body_layers == 0:
-        yield (
-            f"model.loop.iterations={model.loop.iterations} but model.body_layers=0: "
-            "give the loop a body, or set model.loop.iterations=1"
-        )
-    unique = model.prefix_layers + model.body_layers + model.suffix_layers
-    if model.dense_layers >= unique:
-        yield (
-            f"model.dense_layers={model.dense_layers} leaves none of the {unique} layers for "
-            "experts: lower it"
-        )
-    if model.loop.iterations > 1 and model.prefix_layers < model.dense_layers:
-        yield (
-            f"model.dense_layers={model.dense_layers} reaches into the loop body "
-            f"(model.prefix_layers={model.prefix_layers}): add prefix layers or lower it"
-        )
-    row = 8 if config.precision == "bf16" else 4
-    for path in ("model.hidden_size", "model.moe.expert_hidden_size"):
-        if get(config, path) % row:  # type: ignore[operator]
-            yield (
-                f"{path}={get(config, path)}: must be a multiple of {row} in {config.precision} "
-                "(the grouped matrix product takes rows of whole 16 bytes)"
-            )
-    if model.loop.iteration_code_size % 2:
-        yield "model.loop.iteration_code_size must be even (sine and cosine halves)"
-    if moe.score_function == "softmax" and moe.expert_bias_update_rate > 0:
-        yield (
-            "model.moe.expert_bias_update_rate needs score_function=sigmoid: "
-            "set model.moe.expert_bias_update_rate=0 or model.moe.score_function=sigmoid"
-        )
-    if moe.score_function == "sigmoid" and moe.top_k > 1 and not moe.norm_topk_prob:
-        yield (
-            "model.moe.norm_topk_prob=false needs score_function=softmax (core's sigmoid router "
-            "always renormalises): set it to true or model.moe.score_function=softmax"
-        )
-    if attention.qk_norm and attention.kind == "mla":
-        yield (
-            "model.attention.qk_norm is for kind=gqa (mla always norms its latents): leave it out"
-        )
-
-
-def _groups(config: RunConfig) -> Problems:
-    moe = config.model.moe
-    groups, chosen = moe.num_groups, moe.topk_groups
-    if moe.group_routing == "none":
-        if groups is not None or chosen is not None:
-            yield (
-                "model.moe.num_groups and topk_groups do nothing with group_routing=none: "
-                "set model.moe.group_routing=limited or balanced, or leave them out"
-            )
-        return
-    if not groups or groups < 1 or moe.num_experts % groups:
-        yield (
-            f"model.moe.num_groups={groups}: group_routing={moe.group_routing} needs a divisor of "
-            f"num_experts={moe.num_experts}"
-        )
-        return
-    size = moe.num_experts // groups
-    if moe.group_routing == "balanced":
-        if chosen is not None:
-            yield "model.moe.topk_groups is for group_routing=limited: leave it out"
-        if moe.top_k % groups or moe.top_k // groups > size:
-            yield (
-                f"model.moe.top_k={moe.top_k}: group_routing=balanced takes equally many of each "
-                f"of the {groups} groups of {size}: use a multiple of {groups}"
-            )
-    elif (
-        not chosen
-        or not 1 <= chosen <= groups
-        or moe.top_k % chosen
-        or (moe.top_k // chosen > size)
-    ):
-        yield (
-            f"model.moe.topk_groups={chosen}: group_routing=limited needs a divisor of "
-            f"top_k={moe.top_k}, at most num_groups={groups}, with top_k / topk_groups <= {size}"
-        )
-
-
-def _balance(config: RunConfig) -> Problems:
-    moe = config.model.moe
-    if moe.device_loss_coeff and config.parallel.expert_parallel_size == 1:
-        yield (
-            f"model.moe.device_loss_coeff={moe.device_loss_coeff} balances expert-parallel ranks, "
-            "of which there is one: set it to 0, or parallel.expert_parallel_size above 1"
-        )
-    if moe.pad_to_capacity and moe.capacity_factor is None:
-        yield "model.moe.pad_to_capacity needs model.moe.capacity_factor: set it, 1.25 say"
-    if moe.pad_to_capacity and moe.expert_bias_update_rate > 0:
-        yield (
-            "model.moe.pad_to_capacity fills every expert, so the bias would see an even load: "
-            "set model.moe.expert_bias_update_rate=0"
-        )
-    if moe.pad_to_capacity and moe.dispatcher != "alltoall":
-        yield "model.moe.pad_to_capacity needs model.moe.dispatcher=alltoall"
-    gains = config.model.depth_scaled_gains
-    if gains is not None and (len(gains) != 2 or not all(0 < gain < math.inf for gain in gains)):
-        yield (
-            f"model.depth_scaled_gains={list(gains)}: give two numbers above 0, "
-            "for attention and FFN"
-        )
-    if gains is not None and not config.model.sandwich_norm:
-        yield "model.depth_scaled_gains are those of the output norms: set model.sandwich_norm=true"
 
 
 def _batch(config: RunConfig) -> Problems:
@@ -261,6 +166,12 @@ def _batch(config: RunConfig) -> Problems:
         yield (
             f"optim.warmup_steps={config.optim.warmup_steps} leaves nothing of steps="
             f"{config.steps}: lower it, or train longer"
+        )
+    decay, left = config.optim.decay_steps, config.steps - config.optim.warmup_steps
+    if config.optim.schedule == "wsd" and decay is not None and 0 < left < decay:
+        yield (
+            f"optim.decay_steps={decay} is more than the {left} steps after the warmup: "
+            "lower it, or train longer"
         )
 
 
@@ -303,6 +214,11 @@ def _memory(config: RunConfig) -> Problems:
         yield (
             "memory.recompute=selective and memory.recompute_modules=[...] go together: "
             "set both or neither"
+        )
+    if "mla_up_proj" in config.memory.recompute_modules and config.model.attention.kind != "mla":
+        yield (
+            f"memory.recompute_modules: model.attention.kind={config.model.attention.kind} has no "
+            "mla_up_proj: leave it out"
         )
 
 
@@ -358,7 +274,7 @@ def _names(config: RunConfig) -> Problems:
 
 
 RULES: Sequence[Callable[[RunConfig], Problems]] = (
-    _choices, _sizes, _model, _groups, _balance, _batch, _parallel, _optimizer, _memory, _mixture,
+    _choices, _finite, _sizes, *model_rules.RULES, _batch, _parallel, _optimizer, _memory, _mixture,
     _launcher, _names,
 )  # fmt: skip
 
@@ -368,7 +284,7 @@ def problems(config: RunConfig) -> List[str]:
     found: List[str] = []
     for rule in RULES:
         # A rule may divide by a size that an earlier one has just refused.
-        if found and rule in (_model, _groups, _balance, _batch, _parallel):
+        if found and rule in (*model_rules.RULES, _batch, _parallel):
             break
         found += rule(config)
     return found

@@ -139,7 +139,8 @@ class MixtureMember:
 
 @dataclass
 class DataConfig:
-    """Corpus and packing."""
+    """Corpus and packing. Relative paths are taken from the folder of the command; run.yaml
+    records those of datasets as absolute ones."""
 
     source: List[str] = field(default_factory=lambda: ["python-stdlib"])
     path: str = "datasets/python-stdlib"  # folder of tokenizer, train.bin/.idx, valid.bin/.idx

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Dict, List, Tuple, Union
 
 from loopmoe_train.config.rules import dataset_names
 from loopmoe_train.config.schema import RunConfig
@@ -65,17 +65,15 @@ class Mixture:
         return hashlib.sha256(json.dumps(self.shares, sort_keys=True).encode()).hexdigest()
 
     @property
+    def identity(self) -> Union[str, Dict[str, str]]:
+        """Fingerprint of the dataset; of several, the share of the samples of each."""
+        return self.shares if len(self.members) > 1 else self.fingerprint
+
+    @property
     def bytes_per_token(self) -> float:
         """Mean over the training samples."""
         weighted = sum(member.parts * member.info.train.bytes_per_token for member in self.members)
         return weighted / self.period
-
-    @property
-    def gzip9_bits_per_byte(self) -> float:
-        """The yardstick of :class:`DatasetInfo` for the validation text of all members."""
-        sizes = [member.info.valid.bytes for member in self.members]
-        bits = [member.info.gzip9_bits_per_byte for member in self.members]
-        return sum(size * bit for size, bit in zip(sizes, bits)) / sum(sizes)
 
     def interleave(self) -> Interleave:
         """The assignment of samples to members."""

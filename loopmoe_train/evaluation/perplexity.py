@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 from dataclasses import dataclass
 from typing import Any, Dict, List
@@ -12,6 +13,7 @@ from megatron.core import parallel_state
 
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.data.batches import Batch, BatchLoader, rank_slice
+from loopmoe_train.data.tokenizer import Tokenizer
 from loopmoe_train.device.accelerator import accel
 from loopmoe_train.parallel.reduce import sum_over_ranks
 
@@ -22,13 +24,15 @@ class HeldOut:
 
     Attributes:
         in_whole: it belongs to a dataset that the run trains on, so the whole includes it.
-        gzip_bits_per_byte: what ``gzip -9`` needs for it.
+        gzip_bits_per_byte: what ``gzip -9`` needs for all of it, each document alone.
+        size: utf-8 bytes of all of it.
     """
 
     name: str
     loader: BatchLoader
     in_whole: bool
     gzip_bits_per_byte: float
+    size: int
 
 
 @dataclass
@@ -73,6 +77,35 @@ def validate(
     return Validations(_figures(totals[belongs].sum(0)), sets if len(sets) > 1 else {})
 
 
+def windows_read(run: RunConfig, loader: BatchLoader) -> int:
+    """Windows of a validation set that are predicted: its first ones, or all."""
+    windows = loader.order.samples_per_epoch
+    return min(windows, run.eval_batches * run.global_batch_size or windows)
+
+
+def gzip_bits_per_byte(run: RunConfig, held_out: List[HeldOut], tokenizer: Tokenizer) -> float:
+    """Yardstick of :func:`validate`: what ``gzip -9`` needs for the text of the same windows of
+    the sets in the whole, each document compressed alone."""
+    bits = size = 0.0
+    for one in held_out:
+        if not one.in_whole:
+            continue
+        windows, reader = windows_read(run, one.loader), one.loader.reader
+        if windows == one.loader.order.samples_per_epoch:
+            bits += one.gzip_bits_per_byte * one.size  # measured when it was tokenised
+            size += one.size
+            continue
+        left = windows * run.sequence_length + 1
+        for number, length in enumerate(reader.document_lengths.tolist()):
+            if left <= 0:
+                break
+            text = tokenizer.decode(reader.document(number, 0, min(left, length))).encode()
+            bits += 8 * len(gzip.compress(text, 9, mtime=0))
+            size += len(text)
+            left -= length
+    return bits / size
+
+
 def _figures(total: torch.Tensor) -> Validation:
     nats, tokens, size = total.tolist()
     return Validation(nats / max(tokens, 1), nats / math.log(2) / max(size, 1), int(tokens))
@@ -82,9 +115,7 @@ def _measure(run: RunConfig, chunk: Any, loader: BatchLoader, sizes: torch.Tenso
     """Nats, tokens and bytes that this rank predicted: float64 [3]."""
     ranks = parallel_state.get_data_parallel_world_size()
     rank = parallel_state.get_data_parallel_rank()
-    windows = loader.order.samples_per_epoch
-    if run.eval_batches:
-        windows = min(windows, run.eval_batches * run.global_batch_size)
+    windows = windows_read(run, loader)
     per_pass = run.micro_batch_size * ranks
     total = torch.zeros(3, dtype=torch.float64)
     with torch.no_grad():

@@ -56,7 +56,7 @@ pre { background: var(--soft); border: 1px solid var(--line); border-radius: 6px
 _CAPTIONS = {
     "loss": (
         "Both curves should fall and flatten together; validation below the dashed line means "
-        "that the model compresses the text better than gzip -9 does."
+        "that the model compresses the text (what eval_batches reads of it) better than gzip -9."
     ),
     "routing": (
         "Pale cells are evenly used experts, red ones are overloaded, blue ones starve and "

@@ -9,16 +9,14 @@ from typing import Any, Dict
 
 import torch.distributed as dist
 
-from loopmoe_train.checkpoint.manifest import newest
 from loopmoe_train.config.run_file import run_dir
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.device.accelerator import select
-from loopmoe_train.errors import Refused
-from loopmoe_train.evaluation.perplexity import Validations, validate
+from loopmoe_train.evaluation.perplexity import Validations, gzip_bits_per_byte, validate
 from loopmoe_train.files import write_text
 from loopmoe_train.parallel import groups
 from loopmoe_train.train.__main__ import leave, main
-from loopmoe_train.train.run import build, checkpoints, restore
+from loopmoe_train.train.run import build, restore
 from loopmoe_train.train.text import Text, open_text
 
 RESULT = "evaluation.json"
@@ -32,10 +30,8 @@ def evaluate(run: RunConfig) -> None:
     each validation set by name, where there are several.
 
     Raises:
-        Refused: there is no checkpoint, or it does not fit.
+        Refused: there is no whole checkpoint, or it does not fit.
     """
-    if newest(checkpoints(run)) is None:
-        raise Refused(f"{run_dir(run)} has no checkpoint", "train it, or let the training save")
     run.checkpoint.resume, run.eval_batches = "auto", 0
     select(run.cluster.device)
     groups.join(run)
@@ -45,13 +41,13 @@ def evaluate(run: RunConfig) -> None:
         restore(state, text)
         result = validate(run, state.model, text.valid, text.token_bytes)
         if dist.get_rank() == 0:
-            record = {"step": state.step, **_record(result, text)}
+            record = {"step": state.step, **_record(run, result, text)}
             write_text(run_dir(run) / RESULT, json.dumps(record, indent=1) + "\n")
     finally:
         groups.leave()
 
 
-def _record(result: Validations, text: Text) -> Dict[str, Any]:
+def _record(run: RunConfig, result: Validations, text: Text) -> Dict[str, Any]:
     sets = {
         one.name: {
             **asdict(result.sets[one.name]),
@@ -60,7 +56,8 @@ def _record(result: Validations, text: Text) -> Dict[str, Any]:
         for one in text.valid
         if one.name in result.sets
     }
-    whole = {**asdict(result.whole), "gzip9_bits_per_byte": text.gzip_bits_per_byte}
+    yardstick = gzip_bits_per_byte(run, text.valid, text.tokenizer)
+    whole = {**asdict(result.whole), "gzip9_bits_per_byte": yardstick}
     return {**whole, "sets": sets} if sets else whole
 
 

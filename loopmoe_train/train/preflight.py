@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Tuple
+from typing import IO, TYPE_CHECKING, Any, Callable, Dict, Optional, Sequence, Tuple
 
-from loopmoe_train.config.run_file import load, run_dir, save
+from loopmoe_train.config.run_file import run_dir, save
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.data.mixture import Mixture, ensure_mixture
 from loopmoe_train.errors import Refused
 
-# Changing these in a run folder that has checkpoints is a continuation, not another run.
-_FREE = (
-    "steps", "eval_interval", "eval_batches", "observe", "checkpoint", "launcher", "optim",
-    "cluster", "parallel", "memory", "micro_batch_size",
-    "data.validation",
-)  # fmt: skip
-_FIXED = ("optim.kind",)  # Adam's states are of no use to Muon
+if TYPE_CHECKING:
+    from loopmoe_train.checkpoint.manifest import Manifest
 
 
 def prepare(
@@ -44,12 +38,26 @@ def prepare(
             "trained yet",
             "set model.mtp_layers=0",
         )
+    _anchor(run)
     check_machine(run, devices_here)
+    claim(run)
     check_run_folder(run)
     text = ensure_mixture(run, say)
     check_text(run, text)
+    check_same_run(run, text)
     save(run, run_dir(run) / "run.yaml")
     return run, text
+
+
+def _anchor(run: RunConfig) -> None:
+    """Make the places of datasets absolute, so that run.yaml means the same from every folder."""
+    data = run.data
+    data.path = os.path.abspath(data.path)
+    data.validation = [os.path.abspath(path) for path in data.validation]
+    for member in data.mixture:
+        member.path = os.path.abspath(member.path)
+    if run.tokenizer.path is not None:
+        run.tokenizer.path = os.path.abspath(run.tokenizer.path)
 
 
 def check_machine(run: RunConfig, devices_here: Optional[int] = None) -> None:
@@ -84,29 +92,64 @@ def check_machine(run: RunConfig, devices_here: Optional[int] = None) -> None:
         )
 
 
-def check_run_folder(run: RunConfig) -> None:
-    """Refuse a run folder that cannot be written or belongs to a different run.
+_claimed: Dict[Path, IO[str]] = {}
+
+
+def claim(run: RunConfig) -> None:
+    """Make the run folder and keep all other processes out of it for the life of this one.
 
     Raises:
-        Refused: not writable, or its run.yaml differs where a continuation may not.
+        Refused: it cannot be written, or another process has it.
     """
+    import fcntl
+
     folder = run_dir(run)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(13, "not writable")
+        path = (folder / ".lock").resolve()
+        if path in _claimed:
+            _claimed.pop(path).close()  # our own from before, of a folder that may be a new one
+        stream = open(path, "a+")
     except OSError as error:
         raise Refused(
             f"{folder}: cannot be used as a run folder ({error.strerror})",
             "choose another runs_dir= or name=",
         ) from error
+    try:
+        # The kernel frees it however this process ends; ranks do not inherit it.
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with stream:
+            stream.seek(0)
+            owner = stream.read()
+        raise Refused(
+            f"{folder} is in use by process {owner}", "wait for its end, or choose another name="
+        ) from None
+    except OSError:
+        pass  # some network file systems have no locks
+    stream.truncate(0)
+    stream.write(str(os.getpid()))
+    stream.flush()
+    _claimed[path] = stream
+
+
+def check_run_folder(run: RunConfig) -> None:
+    """Refuse a run folder or a checkpoint that there is no continuing from.
+
+    Raises:
+        Refused: no whole checkpoint, one of another folder, or there is nothing left to do.
+    """
+    folder = run_dir(run)
     wish = run.checkpoint.resume
     if wish not in ("auto", "none") and not (Path(wish) / "manifest.json").is_file():
         raise Refused(
             f"checkpoint.resume={wish}: not a whole checkpoint (it has no manifest.json)",
             "name a folder such as runs/<name>/checkpoints/step-<n>, or use auto or none",
         )
-    if not list(folder.glob("checkpoints/step-*/manifest.json")):
+    manifest = newest_manifest(run)
+    if manifest is None:
         return
     own = Path(wish).resolve().parent == (folder / "checkpoints").resolve()
     if wish != "auto" and not own:
@@ -115,23 +158,77 @@ def check_run_folder(run: RunConfig) -> None:
             "them",
             "choose another name=, or delete the folder",
         )
-    before, now = asdict(load(folder / "run.yaml")), asdict(run)
-    changed = [
-        f"{key} {old!r} -> {new!r}"
-        for key, old, new in _differences(before, now)
-        if key in _FIXED or (key.split(".")[0] not in _FREE and key not in _FREE)
-    ]
+    if manifest.step >= run.steps:
+        raise Refused(
+            f"{folder} is already trained for {manifest.step} steps",
+            f"ask for more with steps={2 * manifest.step}, choose another name=, or delete the "
+            "folder",
+        )
+
+
+def check_same_run(run: RunConfig, text: Mixture) -> None:
+    """Refuse to continue from a checkpoint of other settings.
+
+    Raises:
+        Refused: the first differences.
+    """
+    from loopmoe_train.checkpoint.manifest import differences, read_manifest
+
+    wish = run.checkpoint.resume
+    manifest = newest_manifest(run) if wish in ("auto", "none") else read_manifest(Path(wish))
+    changed = differences(manifest.about, identity(run, text)) if manifest else []
     if changed:
         raise Refused(
-            f"{folder} holds checkpoints of a run with other settings: {'; '.join(changed[:4])}",
-            "choose another name=, or delete the folder",
+            f"{run_dir(run)} would continue a run with other settings: {'; '.join(changed[:4])}",
+            "set it back, or choose another name=",
         )
-    done = _steps_done(folder)
-    if done >= run.steps:
+
+
+def identity(run: RunConfig, text: Mixture) -> Dict[str, Any]:
+    """What must be the same for a run to be continued.
+
+    All that decides which samples come and what a step makes of them, but for the optimizer's
+    numbers and the layout, which a continuation may change. Places and words are no part of it:
+    the same text in another folder is the same.
+    """
+    model = asdict(run.model)
+    del model["name"], model["moe"]["dispatcher"]
+    model["vocab_size"] = run.model.vocab_size or text.tokenizer_of.vocab_size
+    return dict(
+        model=model,
+        precision=run.precision,
+        seed=run.seed,
+        sequence_length=run.sequence_length,
+        global_batch_size=run.global_batch_size,
+        batch_ramp=[run.batch_ramp_from, run.batch_ramp_samples],
+        eod_mask_loss=run.data.eod_mask_loss,
+        reset_attention_mask=run.data.reset_attention_mask,
+        optimizer=run.optim.kind,  # Adam's states are of no use to Muon
+        dataset=text.identity,
+        tokenizer=text.tokenizer_of.tokenizer_fingerprint,
+    )
+
+
+def newest_manifest(run: RunConfig) -> Optional[Manifest]:
+    """That of the newest checkpoint whose manifest is whole (ranks verify the rest), or None.
+
+    Raises:
+        Refused: there are checkpoints, none with a whole manifest.
+    """
+    from loopmoe_train.checkpoint.manifest import committed, read_manifest  # imports torch
+
+    root, problems = run_dir(run) / "checkpoints", []
+    for folder in committed(root):
+        try:
+            return read_manifest(folder)
+        except Refused as error:
+            problems.append(error.what)
+    if problems:
         raise Refused(
-            f"{folder} is already trained for {done} steps",
-            f"ask for more with steps={2 * done}, choose another name=, or delete the folder",
+            f"{root}: no whole checkpoint: {'; '.join(problems)}",
+            "restore one, or choose another name=",
         )
+    return None
 
 
 def check_text(run: RunConfig, text: Mixture) -> None:
@@ -156,18 +253,3 @@ def check_text(run: RunConfig, text: Mixture) -> None:
             f"model.vocab_size={run.model.vocab_size} is below the tokenizer's {vocab_size}",
             "raise it, or leave it null",
         )
-
-
-def _steps_done(folder: Path) -> int:
-    manifests = folder.glob("checkpoints/step-*/manifest.json")
-    return max((int(json.loads(p.read_text())["step"]) for p in manifests), default=0)
-
-
-def _differences(
-    a: Dict[str, Any], b: Dict[str, Any], prefix: str = ""
-) -> Iterator[Tuple[str, Any, Any]]:
-    for key in b:
-        if isinstance(b[key], dict):
-            yield from _differences(a[key], b[key], f"{prefix}{key}.")
-        elif a[key] != b[key]:
-            yield f"{prefix}{key}", a[key], b[key]

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from loopmoe_train.config import run_file
 from loopmoe_train.device.accelerator import accel
 from loopmoe_train.errors import LoopMoEError
-from loopmoe_train.evaluation.perplexity import Validations
+from loopmoe_train.evaluation.perplexity import Validations, gzip_bits_per_byte
 from loopmoe_train.evaluation.probe import training_routing
 from loopmoe_train.files import write_text
 from loopmoe_train.observe.jsonl import last_steps
@@ -65,7 +65,6 @@ class Recorder:
             "status": "running",
             "parameters": parameters(run.model, text.vocab_size)["total"],
             "active_parameters": parameters(run.model, text.vocab_size)["active"],
-            "gzip9_bits_per_byte": text.gzip_bits_per_byte,
         }
         previous = self._previous_elapsed() if restored else 0.0
         self.elapsed_before = previous
@@ -89,6 +88,9 @@ class Recorder:
                                    self.folder, asdict(run), sent))  # fmt: skip
         self.sinks = MultiSink(sinks)
         self.routing = JsonlSink(self.folder / "routing.jsonl", keep_until_step=keep)
+        self.summary["gzip9_bits_per_byte"] = gzip_bits_per_byte(
+            run, self.text.valid, self.text.tokenizer
+        )
         self.progress.start()
         total = self.summary["parameters"] / 1e6
         active = self.summary["active_parameters"] / 1e6

@@ -31,6 +31,7 @@ from loopmoe_train.parallel import groups
 from loopmoe_train.spec.batch import global_batch
 from loopmoe_train.train import faults, heartbeat
 from loopmoe_train.train.gradients import describe_non_finite
+from loopmoe_train.train.preflight import identity
 from loopmoe_train.train.recorder import Recorder
 from loopmoe_train.train.step import TrainState, micro_steps, train_step
 from loopmoe_train.train.stop import StopRequest
@@ -107,15 +108,15 @@ def restore(state: TrainState, text: Text, note: Callable[[str], None] = print) 
         Refused: it is damaged, or of other settings.
     """
     run, root = state.run, checkpoints(state.run)
+    about, layout = identity(run, text.mixture), _layout(run)
     wish, position = run.checkpoint.resume, {}
     if wish == "none" or (wish == "auto" and newest(root) is None):
         return None
     if wish == "auto":
-        folder, position = load_newest(root, _trained(state), _identity(run, text), _layout(run),
-                                       note)  # fmt: skip
+        folder, position = load_newest(root, _trained(state), about, layout, note)
     else:
         folder = Path(wish)
-        position = load(folder, _trained(state), _identity(run, text), _layout(run))
+        position = load(folder, _trained(state), about, layout)
     state.step, state.consumed = position["step"], position["consumed"]
     return folder
 
@@ -126,7 +127,7 @@ def save(state: TrainState, text: Text, saver: Saver) -> None:
     faults.at("save", state.step, state)
     position = {"step": state.step, "consumed": state.consumed}
     shards, common = capture(_trained(state), position)
-    saver.start(state.step, shards, common, _identity(state.run, text), _layout(state.run))
+    saver.start(state.step, shards, common, identity(state.run, text.mixture), _layout(state.run))
 
 
 def checkpoints(run: RunConfig) -> Path:
@@ -141,20 +142,6 @@ def _trained(state: TrainState) -> Trained:
 def _layout(run: RunConfig) -> Dict[str, Any]:
     """What may differ; random states are restored where it does not."""
     return dict(parallel=asdict(run.parallel), devices=run.cluster.devices)
-
-
-def _identity(run: RunConfig, text: Text) -> Dict[str, Any]:
-    """What must be the same for a run to be continued."""
-    return dict(
-        model=asdict(run.model),
-        precision=run.precision,
-        seed=run.seed,
-        sequence_length=run.sequence_length,
-        global_batch_size=run.global_batch_size,
-        batch_ramp=[run.batch_ramp_from, run.batch_ramp_samples],
-        dataset=text.identity,
-        tokenizer=text.tokenizer.fingerprint,
-    )
 
 
 def _loop(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, Union
+from typing import List
 
 import numpy as np
 
@@ -27,14 +27,7 @@ class Text:
     valid: List[HeldOut]  # of every member, then of the datasets that are only measured
     vocab_size: int
     token_bytes: np.ndarray  # int64 [vocab]
-    gzip_bits_per_byte: float
     bytes_per_token: float  # mean of the training samples
-
-    @property
-    def identity(self) -> Union[str, Dict[str, str]]:
-        """Fingerprint of the dataset; of several, the share of the samples of each."""
-        mixture = self.mixture
-        return mixture.shares if len(mixture.members) > 1 else mixture.fingerprint
 
 
 def open_text(run: RunConfig) -> Text:
@@ -49,12 +42,11 @@ def open_text(run: RunConfig) -> Text:
     train = [_loader(run, info, "train") for info in infos]
     valid = [_loader(run, info, "valid") for info in infos]
     held_out = [
-        HeldOut(member.name, loader, True, member.info.gzip9_bits_per_byte)
+        _held_out(member.name, loader, True, member.info)
         for member, loader in zip(mixture.members, valid)
     ]
     for name, info in mixture.extra.items():
-        loader = _loader(run, info, "valid")
-        held_out.append(HeldOut(name, loader, False, info.gzip9_bits_per_byte))
+        held_out.append(_held_out(name, _loader(run, info, "valid"), False, info))
     interleave = mixture.interleave()
     return Text(
         tokenizer=tokenizer,
@@ -64,9 +56,12 @@ def open_text(run: RunConfig) -> Text:
         valid=held_out,
         vocab_size=run.model.vocab_size or tokenizer.vocab_size,
         token_bytes=tokenizer.token_bytes(),
-        gzip_bits_per_byte=mixture.gzip9_bits_per_byte,
         bytes_per_token=mixture.bytes_per_token,
     )
+
+
+def _held_out(name: str, loader: BatchLoader, in_whole: bool, info: DatasetInfo) -> HeldOut:
+    return HeldOut(name, loader, in_whole, info.gzip9_bits_per_byte, info.valid.bytes)
 
 
 def _loader(run: RunConfig, info: DatasetInfo, split: str) -> BatchLoader:

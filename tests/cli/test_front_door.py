@@ -84,6 +84,44 @@ def test_a_mistake_is_told_in_one_line(
     )
 
 
+@pytest.mark.parametrize(
+    ("damage", "words"), [("", "has no checkpoint"), ("steps: 1", "no whole checkpoint")]
+)
+def test_a_run_without_a_checkpoint_is_not_evaluated(
+    damage: str,
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from loopmoe_train.config import compose, run_file
+
+    run_file.save(compose.compose([]), tmp_path / "run.yaml")
+    if damage:
+        (tmp_path / "checkpoints" / "step-3").mkdir(parents=True)
+        (tmp_path / "checkpoints" / "step-3" / "manifest.json").write_text(damage)
+    monkeypatch.setattr("loopmoe_train.launcher.supervise.launch", None)
+    assert main(["evaluate", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert str(tmp_path) in line and words in line
+
+
+@pytest.mark.parametrize(
+    ("words", "file"), [("evaluate", "run.yaml"), ("data verify", "dataset.json")]
+)
+def test_a_folder_that_is_there_is_no_setting(
+    words: str,
+    file: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=1").mkdir()
+    assert main([*words.split(), "lr=1"]) == 2
+    assert f"lr=1/{file}" in capsys.readouterr().err
+
+
 def test_an_unexpected_error_is_one_line_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

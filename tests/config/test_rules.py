@@ -7,7 +7,7 @@ from typing import List
 import pytest
 
 from loopmoe_train.config.compose import compose
-from loopmoe_train.config.rules import problems
+from loopmoe_train.config.rules import get, paths, problems
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused
 
@@ -22,6 +22,7 @@ REFUSED = {
     "steps=0": ["steps=0", "at least 1"],
     "steps=5": ["optim.warmup_steps", "steps=5"],
     "seed=-1": ["seed"],
+    "seed=9223372036854775808": ["seed=9223372036854775808", "below 2^63"],
     "precision=fp23": ["precision=fp23", "fp32"],
     "cluster.device=gpu": ["cluster.device=gpu", "cuda"],
     "cluster.devices=3": ["global_batch_size"],
@@ -52,10 +53,14 @@ REFUSED = {
     "optim.newton_schulz_steps=0": ["newton_schulz_steps=0"],
     "optim.update_rms=0": ["optim.update_rms=0"],
     "optim.schedule=linear": ["optim.schedule=linear", "cosine"],
+    "optim.schedule=wsd optim.decay_steps=341": ["decay_steps=341", "the 340 steps after"],
     "data.valid_percent=0": ["data.valid_percent"],
     "tokenizer.vocab_size=100": ["tokenizer.vocab_size=100", "300"],
     "memory.recompute=selective": ["memory.recompute_modules"],
     "memory.recompute_modules=[attention]": ["attention", "core_attn"],
+    "memory.recompute=selective memory.recompute_modules=mla_up_proj model.attention.kind=gqa": [
+        "model.attention.kind=gqa has no mla_up_proj"
+    ],
     "parallel.overlap_param_gather=true": ["overlap_grad_reduce"],
     "observe.wandb=on": ["observe.wandb"],
     "launcher.timeout_minutes=0": ["launcher.timeout_minutes"],
@@ -73,8 +78,10 @@ REFUSED = {
 
 @pytest.mark.parametrize("override", REFUSED)
 def test_refused_in_one_line(override: str) -> None:
+    # "steps=1 2" is one wrong override, not two.
+    overrides = override.split() if override.count("=") > 1 else [override]
     with pytest.raises(Refused) as caught:
-        compose([override])
+        compose(overrides)
     line = str(caught.value)
     assert "\n" not in line and len(line) < 700
     for words in REFUSED[override]:
@@ -93,6 +100,26 @@ def test_muon_refuses_what_it_cannot_use(override: str, words: str) -> None:
         compose(["optim=muon", "parallel.overlap_grad_reduce=true", override])
 
 
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_no_number_is_infinite_or_none_at_all(value: str) -> None:
+    kinds = ("float", "Optional[float]")
+    hints = [path for path in paths(RunConfig()) if _annotation(path) in kinds]
+    assert len(hints) > 20
+    for path in hints:
+        with pytest.raises(Refused, match=f"{path}={value}: must be a finite number"):
+            compose([f"{path}={value}"])
+
+
+def _annotation(path: str) -> str:
+    *sections, name = path.split(".")
+    node = get(RunConfig(), ".".join(sections)) if sections else RunConfig()
+    return str(type(node).__annotations__[name])
+
+
+def test_the_largest_seed_is_one() -> None:
+    assert compose(["seed=9223372036854775807"]).seed == 2**63 - 1
+
+
 def test_all_problems_are_told_at_once() -> None:
     with pytest.raises(Refused) as caught:
         compose(["optim.lr=0", "seed=-1"])
@@ -109,6 +136,8 @@ def test_defaults_are_sound() -> None:
         [],
         ["model=vanilla_tiny"],
         ["experiment=smoke"],
+        ["experiment=smoke", "model=vanilla_tiny"],
+        ["experiment=bench_resume", "model=vanilla_tiny"],
         ["experiment=bench_train"],
         ["parallel=data", "cluster.devices=1"],
         ["cluster=h200"],

@@ -171,7 +171,7 @@ def test_refused_in_one_line(
     assert REFUSED[words] in _told(capsys, argv)
     # an empty folder with its lock, or a run folder without a run, is all that may be new
     new = _files(place) - before
-    assert new <= {"new", "new/.lock", "runs", "runs/quickstart"}, new
+    assert new <= {"new", "new/.lock", "runs", "runs/quickstart", "runs/quickstart/.lock"}, new
     for name in ("new", "runs"):
         shutil.rmtree(place / name, ignore_errors=True)
 

@@ -93,7 +93,6 @@ def test_a_mixture_of_one_is_that_dataset(dataset: DatasetInfo) -> None:
     plain.data.path = dataset.path
     for mixture in (open_mixture(plain), open_mixture(single)):
         assert mixture.fingerprint == dataset.fingerprint
-        assert mixture.gzip9_bits_per_byte == pytest.approx(dataset.gzip9_bits_per_byte)
         assert mixture.bytes_per_token == pytest.approx(dataset.train.bytes_per_token)
         tokens = _mixed(mixture).batch(3, 9).tokens
         assert torch.equal(tokens, _loader(dataset).batch(3, 9).tokens)
@@ -113,12 +112,9 @@ def test_fingerprint_follows_members_and_shares_alone(
     assert sorted(mixture.shares.values()) == ["2/7", "5/7"]
 
 
-def test_figures_of_the_whole_are_those_of_the_members_together(
+def test_bytes_per_token_are_those_of_the_samples(
     mixture: Mixture, dataset: DatasetInfo, second_dataset: DatasetInfo
 ) -> None:
-    infos = (dataset, second_dataset)
-    bits = sum(info.gzip9_bits_per_byte * info.valid.bytes for info in infos)
-    assert mixture.gzip9_bits_per_byte == pytest.approx(bits / sum(i.valid.bytes for i in infos))
     mean = (5 * dataset.train.bytes_per_token + 2 * second_dataset.train.bytes_per_token) / 7
     assert mixture.bytes_per_token == pytest.approx(mean)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
@@ -10,12 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from loopmoe_train.config.schema import DataConfig, RunConfig
+from loopmoe_train.config.schema import DataConfig, MixtureMember, RunConfig
 from loopmoe_train.data.batches import BatchLoader
+from loopmoe_train.data.dataset import DatasetInfo
 from loopmoe_train.data.indexed import IndexedReader, IndexedWriter
 from loopmoe_train.data.order import SampleOrder
-from loopmoe_train.evaluation.perplexity import HeldOut, Validations, validate
+from loopmoe_train.evaluation.perplexity import HeldOut, Validations, gzip_bits_per_byte, validate
+from loopmoe_train.train.text import open_text
+from tests.data.conftest import corpus_folder, dataset, second_corpus, second_dataset
 from tests.dist import ranks
+
+__all__ = ["corpus_folder", "dataset", "second_corpus", "second_dataset"]
 
 VOCAB = 50
 S = 8
@@ -51,7 +57,7 @@ def _held_out(folder: Path, run: RunConfig) -> List[HeldOut]:
     for name in SETS:
         reader = IndexedReader(folder / name)
         order = SampleOrder(reader.document_lengths, S, 0, name, shuffle=False)
-        found.append(HeldOut(name, BatchLoader(reader, order, run.data), name != "extra", 2.0))
+        found.append(HeldOut(name, BatchLoader(reader, order, run.data), name != "extra", 2.0, 1))
     return found
 
 
@@ -116,6 +122,30 @@ def test_one_set_is_the_whole(one_rank: None, folder: Path) -> None:
     run = _run(0)
     found = validate(run, [_Model()], _held_out(folder, run)[:1], np.arange(VOCAB))
     assert found.sets == {} and found.whole.tokens == _definition(folder, 0)["web"][2]
+
+
+def _gzip(texts: List[bytes]) -> float:
+    return 8 * sum(len(gzip.compress(t, 9, mtime=0)) for t in texts) / sum(map(len, texts))
+
+
+@pytest.mark.parametrize("limit", [0, 1, 1000])
+def test_the_yardstick_is_of_the_text_that_is_predicted(
+    dataset: DatasetInfo,  # noqa: F811
+    second_dataset: DatasetInfo,  # noqa: F811
+    limit: int,
+) -> None:
+    run = _run(limit)
+    run.data.mixture = [MixtureMember(i.path, 1.0) for i in (dataset, second_dataset)]
+    text = open_text(run)
+    wanted = []
+    for info in (dataset, second_dataset):
+        reader, left = info.reader("valid"), 4 * S + 1 if limit == 1 else info.valid.tokens
+        for number in range(reader.num_documents):
+            tokens = reader.document(number)[:left]
+            left -= len(tokens)
+            wanted += [text.tokenizer.decode(tokens).encode()] if len(tokens) else []
+    found = gzip_bits_per_byte(run, text.valid, text.tokenizer)
+    assert found == pytest.approx(_gzip(wanted), rel=1e-12)
 
 
 def test_two_ranks_find_the_same(one_rank: None, folder: Path) -> None:

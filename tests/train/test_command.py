@@ -41,8 +41,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(place: Path, *words: str) -> List[str]:
-    return [LOOPMOE, "train", f"data.source={place}/texts", f"data.path={place}/data", *SMALL,
-            *words]  # fmt: skip
+    return [LOOPMOE, "train", f"data.source={place}/texts", "data.path=data", *SMALL, *words]
 
 
 def loopmoe(place: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -119,7 +118,10 @@ def _continued(place: Path, run: Path, name: str) -> Path:
 
 def test_a_continued_run_is_bitwise_the_same(place: Path, run: Path) -> None:
     copy = _continued(place, run, "second")
-    done = train(place, "name=second")
+    shutil.copytree(place / "data", place / "moved")
+    # Places, words and workers are not the run.
+    done = train(place, "name=second", f"runs_dir={place}/runs", f"data.path={place}/moved",
+                 "data.workers=2", "model.name=second")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "continues from" in done.stdout
     first, second = records(run, "loss"), records(copy, "loss")
@@ -227,6 +229,42 @@ def test_a_signal_finishes_the_step_and_saves(place: Path, run: Path, number: in
         assert max(records(folder, "loss")) == last + 2
 
 
+def test_a_run_folder_is_used_by_one_process_at_a_time(place: Path, run: Path) -> None:
+    before = (run / "run.yaml").read_bytes()
+    bare = [sys.executable, "-m", "loopmoe_train.train"]
+    settings = [*command(place, "name=first", "steps=9", "cluster.devices=1", "parallel=data")[2:]]
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run)], stdout=subprocess.PIPE, stdin=subprocess.PIPE
+    )
+    try:
+        assert holder.stdout is not None and holder.stdout.readline()
+        for start in (
+            [LOOPMOE, "train", *settings],
+            [*bare, *settings],
+            [*bare, f"{run}/run.yaml"],
+        ):
+            done = loopmoe(place, *start)
+            assert done.returncode == 2, (done.stdout, done.stderr)
+            assert f"runs/first is in use by process {holder.pid} ->" in _one_line(done)
+    finally:
+        holder.kill()
+        holder.wait()
+    assert (run / "run.yaml").read_bytes() == before
+    done = train(place, "name=first")  # the kernel has freed it
+    assert "already trained for 6 steps" in _one_line(done)
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from loopmoe_train.config.run_file import load
+from loopmoe_train.train.preflight import claim
+claim(load(Path(sys.argv[1]) / "run.yaml"))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
 def test_a_killed_rank_ends_the_run_in_one_line(place: Path, run: Path) -> None:
     def kill_second(process: subprocess.Popen[str]) -> None:
         victim = next(p for p in _ranks(process.pid) if p.environ()["RANK"] == "1")
@@ -275,7 +313,9 @@ def test_a_moved_run_can_be_reported_and_evaluated(place: Path, run: Path) -> No
     done = loopmoe(place, LOOPMOE, "report", "elsewhere/moved", "runs/first", "--out", "both")
     assert done.returncode == 0, done.stderr
     assert (place / "both" / "report.html").stat().st_size > 10_000
-    assert loopmoe(place, LOOPMOE, "evaluate", "elsewhere/moved").returncode == 0
+    # from another folder too, though the data was named by a relative path
+    done = loopmoe(place / "elsewhere", LOOPMOE, "evaluate", "moved")
+    assert done.returncode == 0, done.stderr
     assert (place / "elsewhere" / "moved" / "evaluation.json").exists()
 
 
@@ -300,10 +340,14 @@ REFUSED = {
     "name=../up": "must be one folder name",
     "runs_dir=texts/json-decoder.py": "cannot be used as a run folder",
     "name=first": "already trained for 6 steps",
-    "name=first optim=muon steps=9": "optim.kind 'adamw' -> 'muon'",
+    "name=first optim=muon steps=9": "optimizer was 'adamw' when it was saved, is 'muon' now",
     "name=first checkpoint.resume=none": "a new run would mix",
     "name=first checkpoint.resume=runs/second/checkpoints/step-3 steps=9": "would mix",
-    "name=first seed=2 steps=9": "seed 1234 -> 2",
+    "name=first seed=2 steps=9": "seed was 1234 when it was saved, is 2 now",
+    "name=first data.eod_mask_loss=true steps=9": "eod_mask_loss was False when it was saved",
+    "checkpoint.resume=runs/first/checkpoints/step-3 data.reset_attention_mask=true": (
+        "reset_attention_mask was False when it was saved, is True now"
+    ),
 }
 
 
@@ -316,4 +360,4 @@ def test_refused_in_one_line_before_anything_starts(place: Path, run: Path, word
     assert done.returncode == 2, (done.stdout, done.stderr)
     assert REFUSED[words] in _one_line(done)
     new = {str(path.relative_to(place)) for path in set(place.rglob("*")) - before}
-    assert new <= {f"runs/{name}", "new", "new/.lock"}, new
+    assert new <= {f"runs/{name}", f"runs/{name}/.lock", "new", "new/.lock"}, new
