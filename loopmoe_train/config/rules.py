@@ -56,7 +56,7 @@ _AT_LEAST_ZERO = (
     "seed batch_ramp_samples eval_interval eval_batches "
     "model.body_layers model.suffix_layers model.dense_layers model.mtp_layers "
     "model.moe.num_shared_experts model.moe.expert_bias_update_rate model.moe.aux_loss_coeff "
-    "model.moe.z_loss_coeff model.moe.device_loss_coeff "
+    "model.moe.z_loss_coeff model.moe.device_loss_coeff model.mtp_loss_coeff "
     "optim.warmup_steps optim.weight_decay optim.clip_grad optim.min_lr "
     "checkpoint.interval checkpoint.keep observe.sample_tokens launcher.max_restarts"
 ).split()

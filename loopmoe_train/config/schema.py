@@ -87,6 +87,7 @@ class ModelConfig:
     dense_layers: int = 1  # the first n layers use a dense FFN instead of experts
     dense_ffn_hidden_size: int = 512
     mtp_layers: int = 0  # multi-token-prediction depths behind the last layer (DeepSeek-V3)
+    mtp_loss_coeff: float = 0.1  # weight of the mean of their losses
     vocab_size: Optional[int] = None  # null: that of the tokenizer
     tie_embeddings: bool = False
     sandwich_norm: bool = True  # a second RMSNorm on every sublayer output

@@ -15,6 +15,7 @@ from loopmoe_train.device.accelerator import accel
 from loopmoe_train.model.core_config import transformer_config
 from loopmoe_train.model.init import initialize
 from loopmoe_train.model.layer_specs import block_spec
+from loopmoe_train.model.mtp import MTPModel, mtp_spec
 from loopmoe_train.spec.visits import visits
 
 
@@ -31,7 +32,8 @@ def empty_gpt(run: RunConfig, vocab_size: int, config: TransformerConfig) -> GPT
 
     Inside ``accelerator.shapes_only()`` it takes no memory.
     """
-    return GPTModel(
+    heads = run.model.mtp_layers
+    return (MTPModel if heads else GPTModel)(
         config=config,
         transformer_layer_spec=block_spec(run.model),  # type: ignore[arg-type]
         vocab_size=vocab_size,
@@ -39,6 +41,7 @@ def empty_gpt(run: RunConfig, vocab_size: int, config: TransformerConfig) -> GPT
         share_embeddings_and_output_weights=run.model.tie_embeddings,
         position_embedding_type="rope",
         rotary_base=int(run.model.attention.rotary_base),
+        mtp_block_spec=mtp_spec(run.model) if heads else None,
     )
 
 

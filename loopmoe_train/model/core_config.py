@@ -44,6 +44,8 @@ def transformer_config(run: RunConfig) -> TransformerConfig:
     settings: Dict[str, Any] = dict(
         loopmoe=model,
         num_layers=len(visits(model)),
+        mtp_num_layers=model.mtp_layers or None,
+        mtp_loss_scaling_factor=model.mtp_loss_coeff,
         hidden_size=model.hidden_size,
         ffn_hidden_size=model.dense_ffn_hidden_size,
         num_attention_heads=model.attention.num_heads,

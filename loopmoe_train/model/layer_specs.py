@@ -30,15 +30,21 @@ def block_spec(model: ModelConfig) -> TransformerBlockSubmodules:
     owners: Dict[int, List[VisitLayer]] = {}
     shared_mlp: List[IterationMLP] = []
     specs = [
-        _visit_spec(model, visit, owners.setdefault(visit.layer, []), shared_mlp)
+        visit_spec(model, visit, owners.setdefault(visit.layer, []), shared_mlp)
         for visit in visits(model)
     ]
     return TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm)
 
 
-def _visit_spec(
+def visit_spec(
     model: ModelConfig, visit: Visit, owners: List[VisitLayer], shared_mlp: List[IterationMLP]
 ) -> ModuleSpec:
+    """Spec of one visit.
+
+    Args:
+        owners: of the visits of this layer; the first enters itself.
+        shared_mlp: of the looped layers, where they share one MLP_iter.
+    """
     if not visit.owns_weights:
         return ModuleSpec(module=LaterVisit, params=dict(visit=visit, owners=owners))
     attention_norm: object = RMSNorm

@@ -32,12 +32,6 @@ def prepare(
     from loopmoe_train.config.compose import compose
 
     run = compose(overrides)
-    if run.model.mtp_layers:
-        raise Refused(
-            f"model.mtp_layers={run.model.mtp_layers}: multi-token prediction is counted, not "
-            "trained yet",
-            "set model.mtp_layers=0",
-        )
     _anchor(run)
     check_machine(run, devices_here)
     claim(run)

@@ -20,6 +20,7 @@ from loopmoe_train.errors import LoopMoEError
 from loopmoe_train.evaluation.perplexity import Validations, gzip_bits_per_byte
 from loopmoe_train.evaluation.probe import training_routing
 from loopmoe_train.files import write_text
+from loopmoe_train.model.mtp import take_losses
 from loopmoe_train.observe.jsonl import last_steps
 from loopmoe_train.observe.metrics import set_key
 from loopmoe_train.observe.progress import Progress
@@ -31,7 +32,7 @@ from loopmoe_train.redact import redact
 from loopmoe_train.spec.arithmetic import parameters, train_flops_per_token
 from loopmoe_train.spec.batch import total_samples
 from loopmoe_train.train.peak import peak_flops
-from loopmoe_train.train.step import StepResult, TrainState
+from loopmoe_train.train.step import StepResult, TrainState, micro_steps
 from loopmoe_train.train.text import Text
 
 # A run that was started by hand with torchrun has no command start time to count from.
@@ -56,6 +57,7 @@ class Recorder:
         self.started = time.perf_counter()
         self.first_step_s: Optional[float] = None
         self.peak_memory: Optional[float] = None
+        self.micro_batches = 0  # since the last line of metrics
         self.flops_per_token = train_flops_per_token(
             run.model, text.vocab_size, run.sequence_length
         )
@@ -125,9 +127,12 @@ class Recorder:
             self.first_step_s = time.time() - float(os.environ[START_VARIABLE])
         tokens = result.samples * run.sequence_length
         self.speeds.append(tokens / step_s)
+        self.micro_batches += micro_steps(run, result.samples)
         if step % run.observe.log_interval and step != run.steps:
             return
         routing = training_routing(self.state.model)
+        heads = take_losses(self.micro_batches) if run.model.mtp_layers else []
+        self.micro_batches = 0
         if not self.main:
             return
         record = dict(
@@ -142,7 +147,8 @@ class Recorder:
             elapsed_s=self.elapsed_s,
             mfu=self.flops_per_token * tokens / step_s / self.peak,
         )
-        self.sinks.write({**record, **routing})
+        ahead = {f"mtp_loss/{head}": loss for head, loss in enumerate(heads, start=1)}
+        self.sinks.write({**record, **ahead, **routing})
         self.progress.train(record)
 
     def validation(

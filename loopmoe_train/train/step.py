@@ -119,7 +119,13 @@ def train_step(state: TrainState, stop_wanted: bool) -> StepResult:
 def forward_step(batches: Iterator[Batch], model: Any) -> Tuple[Tensor, Callable[..., Any]]:
     """Core's forward hook: per-token losses [b, s] of the next micro-batch, and its reduction."""
     batch = next(batches)
-    losses = model(batch.tokens, batch.position_ids, batch.attention_mask, labels=batch.labels)
+    losses = model(
+        batch.tokens,
+        batch.position_ids,
+        batch.attention_mask,
+        labels=batch.labels,
+        loss_mask=batch.loss_mask,  # for the losses of multi-token prediction; ours is below
+    )
     return losses, partial(sum_of_losses, batch.loss_mask)
 
 

@@ -163,7 +163,12 @@ def linear(x: Tensor, w: Weights, p: str) -> Tensor:
 
 def layer(x: Tensor, w: Weights, index: int, k: Optional[int], m: ModelConfig) -> Tensor:
     """One visit; ``k``: iteration of a conditioned body layer, None elsewhere."""
-    p, eps, d = f"decoder.layers.{index}.", m.norm_epsilon, m.hidden_size
+    return block(x, w, f"decoder.layers.{index}.", k, index < m.dense_layers, m)
+
+
+def block(x: Tensor, w: Weights, p: str, k: Optional[int], dense: bool, m: ModelConfig) -> Tensor:
+    """The layer whose weights' names begin with ``p``."""
+    eps, d = m.norm_epsilon, m.hidden_size
     alpha = 1.0
     v = None
     if k is None:
@@ -185,7 +190,7 @@ def layer(x: Tensor, w: Weights, index: int, k: Optional[int], m: ModelConfig) -
         n = p + "pre_mlp_layernorm."
         mod = linear(silu(linear(x, w, n + "condition.") + v), w, n + "modulation.")
         h = (1 + mod[..., :d]) * rms(x, None, eps) + mod[..., d:]
-    if index < m.dense_layers:
+    if dense:
         out = swiglu(h, w[p + "mlp.linear_fc1.weight"], w[p + "mlp.linear_fc2.weight"])
     else:
         out = moe(h, w, p + "mlp.", k or 1, m)
@@ -194,8 +199,8 @@ def layer(x: Tensor, w: Weights, index: int, k: Optional[int], m: ModelConfig) -
     return x + out
 
 
-def losses(tokens: Tensor, labels: Tensor, w: Weights, m: ModelConfig) -> Tensor:
-    """Cross entropy per token [b, s] in nats."""
+def final_states(tokens: Tensor, w: Weights, m: ModelConfig) -> Tensor:
+    """States after the final norm [s, b, d]."""
     x = w["embedding.word_embeddings.weight"][tokens].transpose(0, 1)
     conditioned = m.loop.iterations > 1 and m.loop.conditioning == "iter_adaln"
     for index in range(m.prefix_layers):
@@ -207,6 +212,33 @@ def losses(tokens: Tensor, labels: Tensor, w: Weights, m: ModelConfig) -> Tensor
     for index in range(first, first + m.suffix_layers):
         x = layer(x, w, index, None, m)
     x = rms(x, w["decoder.final_layernorm.weight"], m.norm_epsilon)
-    logits = x @ w["output_layer.weight"].T
-    logp = logits.log_softmax(-1).transpose(0, 1)
+    return x
+
+
+def cross_entropy(x: Tensor, labels: Tensor, w: Weights) -> Tensor:
+    """[s, b, d] and labels [b, s] -> [b, s]."""
+    logp = (x @ w["output_layer.weight"].T).log_softmax(-1).transpose(0, 1)
     return -logp.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+
+
+def losses(tokens: Tensor, labels: Tensor, w: Weights, m: ModelConfig) -> Tensor:
+    """Cross entropy per token [b, s] in nats."""
+    return cross_entropy(final_states(tokens, w, m), labels, w)
+
+
+def mtp_loss(tokens: Tensor, labels: Tensor, mask: Tensor, w: Weights, m: ModelConfig) -> Tensor:
+    """What multi-token prediction adds to the sum of the losses [] (DeepSeek-V3, section 2.2)."""
+    x, total = final_states(tokens, w, m), torch.zeros((), dtype=torch.float64)
+    for head in range(m.mtp_layers):
+        p = f"mtp.layers.{head}."
+        # One token further ahead; nothing is known behind the end.
+        tokens, labels, mask = (
+            torch.cat([t[:, 1:], torch.zeros_like(t[:, :1])], 1) for t in (tokens, labels, mask)
+        )
+        ahead = w["embedding.word_embeddings.weight"][tokens].transpose(0, 1)
+        both = torch.cat([rms(ahead, w[p + "enorm.weight"], m.norm_epsilon),
+                          rms(x, w[p + "hnorm.weight"], m.norm_epsilon)], -1)  # fmt: skip
+        x = block(both @ w[p + "eh_proj.weight"].T, w, p + "transformer_layer.", None, False, m)
+        x = rms(x, w[p + "final_layernorm.weight"], m.norm_epsilon)
+        total = total + (mask * cross_entropy(x, labels, w)).sum()
+    return m.mtp_loss_coeff / m.mtp_layers * total

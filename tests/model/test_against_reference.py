@@ -84,6 +84,33 @@ def test_losses_and_gradients(one_rank: None, overrides: List[str]) -> None:
         assert error < 1e-4, f"{name}: relative gradient error {error:.1e}"
 
 
+@pytest.mark.parametrize("heads", [1, 2])
+def test_multi_token_prediction(one_rank: None, heads: int) -> None:
+    run, model, weights = _model_and_weights(
+        [f"model.mtp_layers={heads}", "model.mtp_loss_coeff=0.3"]
+    )
+    batch = samples(run, 3, 2)  # some tokens do not count
+    assert not batch.loss_mask.all()
+    ours = model(batch.tokens, batch.position_ids, None, labels=batch.labels,
+                 loss_mask=batch.loss_mask)  # fmt: skip
+    (ours * batch.loss_mask).sum().backward()
+    main = reference.losses(batch.tokens, batch.labels, weights, run.model)
+    mask = batch.loss_mask.double()
+    extra = reference.mtp_loss(batch.tokens, batch.labels, mask, weights, run.model)
+    ((main * mask).sum() + extra).backward()
+    for name, parameter in model.named_parameters():
+        wanted = weights[unique_name(name, layer_names(run))].grad
+        error = (parameter.grad.double() - wanted).norm() / wanted.norm()
+        assert error < 1e-4, f"{name}: relative gradient error {error:.1e}"
+    # Evaluation does without the heads, and without labels.
+    model.eval()
+    with torch.no_grad():
+        again = model(batch.tokens, batch.position_ids, None, labels=batch.labels)
+        logits = model(batch.tokens, batch.position_ids, None)
+    torch.testing.assert_close(again.double(), main.detach(), rtol=2e-5, atol=2e-5)
+    assert logits.shape == (2, 11, VOCAB)
+
+
 def test_one_iteration_mlp_for_all_layers(one_rank: None) -> None:
     run, model, weights = _model_and_weights(["model.loop.share_iteration_mlp=true"])
     owners = [name for name in weights if "iteration_mlp" in name]

@@ -1,0 +1,95 @@
+"""Multi-token prediction (DeepSeek-V3, arXiv 2412.19437, section 2.2), with core's module.
+
+Head i joins the state of the head before (of the last layer, after its final norm, for the first)
+with the embedding i tokens ahead, runs one more layer, and predicts the token after that with the
+model's own embedding and output matrix. Its loss, ``mtp_loss_coeff / mtp_layers`` times the mean
+over the tokens, is added in training only.
+"""
+
+from __future__ import annotations
+
+from typing import Any, List
+
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear
+from megatron.core.transformer.moe.moe_utils import get_moe_layer_wise_logging_tracker
+from megatron.core.transformer.multi_token_prediction import (
+    MTPLossLoggingHelper,
+    MultiTokenPredictionBlock,
+    MultiTokenPredictionBlockSubmodules,
+    MultiTokenPredictionLayer,
+    MultiTokenPredictionLayerSubmodules,
+)
+from megatron.core.transformer.spec_utils import ModuleSpec
+from torch import Tensor
+
+from loopmoe_train.config.schema import ModelConfig
+from loopmoe_train.model.layer_specs import visit_spec
+from loopmoe_train.model.norm import RMSNorm
+from loopmoe_train.parallel.reduce import sum_over_ranks
+from loopmoe_train.spec.visits import Visit, visits
+
+
+class MTPModel(GPTModel):
+    """Core's model with heads that rest outside training: they would only cost there, and core's
+    cannot do without labels."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        # Core keeps these by process, in the size of the first model that it met.
+        MTPLossLoggingHelper.tracker.clear()
+        get_moe_layer_wise_logging_tracker().clear()
+
+    def _postprocess(self, hidden_states: Tensor, labels: Any, **more: Any) -> Tensor:
+        if self.training:
+            loss: Tensor = super()._postprocess(hidden_states, labels=labels, **more)
+            return loss
+        shared = self.share_embeddings_and_output_weights
+        weight = self.shared_embedding_or_output_weight() if shared else None
+        logits, _ = self.output_layer(hidden_states, weight=weight)
+        if labels is None:
+            return logits.transpose(0, 1).contiguous()
+        return self.compute_language_model_loss(labels, logits)
+
+
+def mtp_spec(model: ModelConfig) -> ModuleSpec:
+    """Core's block of ``mtp_layers`` heads over layers like the last ones, with experts."""
+    last = visits(model)[-1]
+    layers = [
+        Visit(last.index + 1 + head, last.layer + 1 + head, iteration=1, looped=False, dense=False)
+        for head in range(model.mtp_layers)
+    ]
+    heads = [
+        ModuleSpec(
+            module=MultiTokenPredictionLayer,
+            submodules=MultiTokenPredictionLayerSubmodules(
+                enorm=RMSNorm,
+                hnorm=RMSNorm,
+                eh_proj=ColumnParallelLinear,
+                transformer_layer=visit_spec(model, layer, [], []),
+                layer_norm=RMSNorm,
+            ),
+        )
+        for layer in layers
+    ]
+    return ModuleSpec(
+        module=MultiTokenPredictionBlock,
+        submodules=MultiTokenPredictionBlockSubmodules(layer_specs=heads),
+    )
+
+
+def take_losses(micro_batches: int) -> List[float]:
+    """Mean loss of each head since the last call, over all ranks (a collective call); resets.
+
+    Args:
+        micro_batches: how many this rank has run since then.
+    """
+    kept = MTPLossLoggingHelper.tracker.get("values")
+    if kept is None:
+        return []
+    group = parallel_state.get_data_parallel_group()
+    sums = sum_over_ranks(kept, group)
+    kept.zero_()
+    ranks = parallel_state.get_data_parallel_world_size()
+    return [total / (ranks * max(1, micro_batches)) for total in sums]
