@@ -106,27 +106,28 @@ def claim(run: RunConfig) -> None:
         if path in _claimed:
             _claimed.pop(path).close()  # our own from before, of a folder that may be a new one
         stream = open(path, "a+")
+        try:
+            # The kernel frees it however this process ends; ranks do not inherit it.
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with stream:
+                stream.seek(0)
+                owner = stream.read()
+            raise Refused(
+                f"{folder} is in use by process {owner}",
+                "wait for its end, or choose another name=",
+            ) from None
+        except OSError:
+            pass  # some network file systems have no locks
+        _claimed[path] = stream
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
     except OSError as error:
         raise Refused(
             f"{folder}: cannot be used as a run folder ({error.strerror})",
             "choose another runs_dir= or name=",
         ) from error
-    try:
-        # The kernel frees it however this process ends; ranks do not inherit it.
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        with stream:
-            stream.seek(0)
-            owner = stream.read()
-        raise Refused(
-            f"{folder} is in use by process {owner}", "wait for its end, or choose another name="
-        ) from None
-    except OSError:
-        pass  # some network file systems have no locks
-    stream.truncate(0)
-    stream.write(str(os.getpid()))
-    stream.flush()
-    _claimed[path] = stream
 
 
 def check_run_folder(run: RunConfig) -> None:
