@@ -249,6 +249,24 @@ def test_a_run_folder_on_a_full_disk(
     assert _files(tmp_path) == {"quickstart", "quickstart/.lock"}
 
 
+def _long(dataset: DatasetInfo, folder: Path) -> List[str]:
+    """A preparation that takes some seconds, with two workers."""
+    given = f"tokenizer.path={dataset.tokenizer_path}"
+    return [LOOPMOE, "data", f"data.path={folder}", given, "data.workers=2"]
+
+
+def _being_tokenised(dataset: DatasetInfo, folder: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        _long(dataset, folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 100
+    while not list(folder.glob(".train.bin.*.tmp")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
 @pytest.mark.parametrize("whole_group", [True, False], ids=["terminal", "kill"])
 def test_a_signal_leaves_nothing_half_written(
     dataset: DatasetInfo, tmp_path: Path, whole_group: bool
@@ -256,16 +274,8 @@ def test_a_signal_leaves_nothing_half_written(
     """Ctrl-C reaches the workers too, `kill -TERM` the front door alone."""
     number = signal.SIGINT if whole_group else signal.SIGTERM
     folder = tmp_path / "d"
-    process = subprocess.Popen(
-        [LOOPMOE, "data", f"data.path={folder}", f"tokenizer.path={dataset.tokenizer_path}",
-         "data.workers=2"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+    process = _being_tokenised(dataset, folder)
     try:
-        deadline = time.monotonic() + 100
-        while not list(folder.glob(".train.bin.*.tmp")):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
         while not (workers := psutil.Process(process.pid).children(recursive=True)):
             time.sleep(0.01)
         (os.killpg if whole_group else os.kill)(process.pid, number)
@@ -278,6 +288,26 @@ def test_a_signal_leaves_nothing_half_written(
     ]
     assert _files(folder) == {"tokenizer.json", "tokenizer.model", ".lock"}
     assert not psutil.wait_procs(workers, timeout=10)[1], "a worker was left behind"
+
+
+def test_who_waits_takes_over_from_a_killed_preparation(
+    dataset: DatasetInfo, tmp_path: Path
+) -> None:
+    folder = tmp_path / "d"
+    first = _being_tokenised(dataset, folder)
+    first.send_signal(signal.SIGSTOP)  # it must not be done before the second has looked
+    second = subprocess.Popen(_long(dataset, folder), stdout=subprocess.PIPE, text=True)
+    try:
+        assert second.stdout is not None
+        assert second.stdout.readline() == f"another process prepares {folder}, waiting for it\n"
+        first.kill()
+        second.communicate(timeout=200)
+    finally:
+        first.kill()
+        first.wait()
+        second.kill()
+    assert second.returncode == 0 and main(["data", "verify", str(folder)]) == 0
+    assert not [name for name in _files(folder) if name.endswith(".tmp")]
 
 
 def test_two_preparations_at_once_make_one_dataset(place: Path, tmp_path: Path) -> None:
