@@ -1,10 +1,12 @@
 """Failures the user is told about in one line: what, where, why, what to do.
 
 Exit codes (contract): 0 done, 1 failed at run time, 2 refused input,
-3 training stopped itself, 4 a rank was lost or hung.
+3 training stopped itself, 4 a rank was lost or hung, 128 + n signal n while data was prepared.
 """
 
 from __future__ import annotations
+
+import signal
 
 
 class LoopMoEError(Exception):
@@ -56,6 +58,14 @@ class RankLost(LoopMoEError):
     """A rank died or hung (exit code 4)."""
 
     exit_code = 4
+
+
+class Interrupted(LoopMoEError):
+    """A signal ended it before anything was trained (exit code 128 + signal, as shells have it)."""
+
+    def __init__(self, number: int, fix: str) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}", fix)
+        self.exit_code = 128 + number
 
 
 class AlreadyTold(Exception):

@@ -27,7 +27,7 @@ usage: loopmoe VERB [setting=value ...]
 
 Settings are Hydra overrides: `loopmoe train model=vanilla_tiny steps=100 optim.lr=2e-3`.
 `loopmoe VERB --help` tells more. Exit codes: 0 done, 1 failed, 2 refused input,
-3 training stopped itself, 4 a rank was lost or hung.
+3 training stopped itself, 4 a rank was lost or hung, 130 or 143 interrupted before training.
 """
 
 

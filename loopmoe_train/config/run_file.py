@@ -9,7 +9,7 @@ from typing import Any, Dict
 import yaml
 
 from loopmoe_train.config.schema import RunConfig
-from loopmoe_train.errors import Refused
+from loopmoe_train.errors import Refused, RunFailed
 from loopmoe_train.files import write_text
 from loopmoe_train.redact import secrets
 
@@ -37,6 +37,7 @@ def save(config: RunConfig, path: Path) -> None:
 
     Raises:
         Refused: a setting holds a secret of the environment.
+        RunFailed: the disk is full.
     """
     text = dump(config)
     for name, value in secrets().items():
@@ -45,7 +46,12 @@ def save(config: RunConfig, path: Path) -> None:
                 f"a setting holds the value of ${name}, which would go into {path}",
                 "leave it in the environment, or choose another value",
             )
-    write_text(path, _HEADER + text)
+    try:
+        write_text(path, _HEADER + text)
+    except OSError as error:
+        raise RunFailed(
+            f"cannot write {path}: {error.strerror}", "free space there or choose another runs_dir="
+        ) from error
 
 
 def parse(text: str, where: str) -> RunConfig:

@@ -94,7 +94,11 @@ class IndexedWriter:
         if ids.size and not (0 <= int(ids.min()) and int(ids.max()) < self.vocab_size):
             raise ValueError(f"token ids reach outside [0, {self.vocab_size})")
         data = ids.astype(self.dtype).tobytes()
-        self._stream.write(data)
+        try:
+            self._stream.write(data)
+        except OSError as error:
+            error.filename = str(bin_path(self.prefix))  # else the innermost writer names its own
+            raise
         self._hash.update(data)
         self._lengths.append(ids.size)
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Tuple
+from types import FrameType
+from typing import Any, Callable, Dict, Iterator, List, NoReturn, Optional, Tuple
 
 import numpy as np
 
@@ -31,7 +33,7 @@ from loopmoe_train.data.progress import progress
 from loopmoe_train.data.tokenise import Tokens, Work, tokenise
 from loopmoe_train.data.tokenizer import Tokenizer, train_tokenizer
 from loopmoe_train.data.verify import verify_dataset
-from loopmoe_train.errors import Refused, RunFailed
+from loopmoe_train.errors import Interrupted, Refused, RunFailed
 from loopmoe_train.files import atomic_write, remove_leftovers
 
 Print = Callable[[str], None]
@@ -52,9 +54,10 @@ def ensure_prepared(
         Refused: the folder holds a dataset with other settings, a damaged one or foreign files;
             or the corpus cannot be read or split.
         RunFailed: a tokenising process died, or the disk is full.
+        Interrupted: by SIGINT or SIGTERM; nothing half-written is left.
     """
     folder = Path(config.data.path)
-    with _only_one(folder, console_print):
+    with _interruptible(), _only_one(folder, console_print):
         if not force:
             found = load_dataset(folder)
             if found is not None:
@@ -77,7 +80,7 @@ def ensure_tokenizer(config: RunConfig, console_print: Print, force: bool = Fals
         Refused: as :func:`ensure_prepared`.
     """
     folder = Path(config.data.path)
-    with _only_one(folder, console_print):
+    with _interruptible(), _only_one(folder, console_print):
         found = None if force else load_dataset(folder)
         if found is not None:
             _check_settings(found, config)
@@ -259,6 +262,25 @@ def _refuse_foreign_files(folder: Path) -> None:
             f"{folder} holds {', '.join(present)} but no dataset.json: not made by `loopmoe data`",
             "give another data.path=FOLDER, or overwrite them with `loopmoe data --force`",
         )
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM, like Ctrl-C, unwind what is being written, and tell either in one line."""
+    number = signal.SIGINT
+
+    def interrupt(received: int, frame: Optional[FrameType]) -> NoReturn:
+        nonlocal number
+        number = signal.Signals(received)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(number, "run the same command again") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

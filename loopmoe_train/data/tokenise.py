@@ -61,7 +61,7 @@ def tokenise(works: Iterable[Work], model: Path, workers: int) -> Iterator[Token
     try:
         pending: Deque[Future[List[Tokens]]] = deque()
         for task in _tasks(works):
-            pending.append(pool.submit(_tokenise_task, task))
+            pending.append(_submit(pool, task))
             if len(pending) >= _TASKS_AHEAD * workers:
                 yield from pending.popleft().result()
         while pending:
@@ -72,6 +72,16 @@ def tokenise(works: Iterable[Work], model: Path, workers: int) -> Iterator[Token
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _submit(pool: ProcessPoolExecutor, task: List[Work]) -> Future[List[Tokens]]:
+    """Submitting starts workers. They inherit a mask without SIGINT, from their first line on:
+    Ctrl-C reaches the whole terminal, and only the parent speaks about it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        return pool.submit(_tokenise_task, task)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _tasks(works: Iterable[Work]) -> Iterator[List[Work]]:
@@ -88,8 +98,6 @@ def _tasks(works: Iterable[Work]) -> Iterator[List[Work]]:
 
 
 def _start_worker(model: Path) -> None:
-    # Ctrl-C reaches the whole terminal: only the parent speaks about it
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     _open_tokenizer(model)
 

@@ -9,6 +9,7 @@ from typing import Dict, List
 
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.launcher.job import Job
+from loopmoe_train.train.preflight import claims
 from loopmoe_train.train.stop import end_with_parent
 
 
@@ -31,6 +32,7 @@ def start(run: RunConfig, command: List[str], env: Dict[str, str], logs: Path) -
                 # A session of its own: Ctrl-C reaches this process alone, which passes it on once.
                 start_new_session=True,
                 preexec_fn=end_with_parent,
+                pass_fds=claims(),
             )
         ranks.append(process)
     return Job(ranks, run.cluster.devices, Path(env["LOOPMOE_SCRATCH"]))

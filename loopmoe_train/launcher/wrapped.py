@@ -15,6 +15,7 @@ from typing import Dict, List, Optional
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused
 from loopmoe_train.launcher.job import Job
+from loopmoe_train.train.preflight import claims
 from loopmoe_train.train.stop import end_with_parent
 
 # How the launchers report a process that ended badly, by its pid; a signal is a negative code.
@@ -93,6 +94,7 @@ def start(run: RunConfig, rank_command: List[str], env: Dict[str, str], logs: Pa
             stdin=subprocess.DEVNULL,
             start_new_session=True,
             preexec_fn=end_with_parent,
+            pass_fds=claims(),
         )
     scratch = Path(env["LOOPMOE_SCRATCH"])
     return Job([process], run.cluster.devices, scratch, told_by=partial(how_ended, log))

@@ -6,7 +6,7 @@ import importlib.util
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Callable, Dict, Optional, Sequence, Tuple
+from typing import IO, TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from loopmoe_train.config.run_file import run_dir, save
 from loopmoe_train.config.schema import RunConfig
@@ -106,27 +106,34 @@ def claim(run: RunConfig) -> None:
         if path in _claimed:
             _claimed.pop(path).close()  # our own from before, of a folder that may be a new one
         stream = open(path, "a+")
+        try:
+            # The kernel frees it when this process and what inherits it (`claims`) have ended.
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with stream:
+                stream.seek(0)
+                owner = stream.read()
+            raise Refused(
+                f"{folder} is in use by process {owner} or its ranks",
+                "wait for its end, or choose another name=",
+            ) from None
+        except OSError:
+            pass  # some network file systems have no locks
+        _claimed[path] = stream
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
     except OSError as error:
         raise Refused(
             f"{folder}: cannot be used as a run folder ({error.strerror})",
             "choose another runs_dir= or name=",
         ) from error
-    try:
-        # The kernel frees it however this process ends; ranks do not inherit it.
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        with stream:
-            stream.seek(0)
-            owner = stream.read()
-        raise Refused(
-            f"{folder} is in use by process {owner}", "wait for its end, or choose another name="
-        ) from None
-    except OSError:
-        pass  # some network file systems have no locks
-    stream.truncate(0)
-    stream.write(str(os.getpid()))
-    stream.flush()
-    _claimed[path] = stream
+
+
+def claims() -> List[int]:
+    """Descriptors of what :func:`claim` holds, for the ranks: they may outlive a killed front door
+    by a step and a save."""
+    return [stream.fileno() for stream in _claimed.values()]
 
 
 def check_run_folder(run: RunConfig) -> None:

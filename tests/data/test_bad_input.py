@@ -7,17 +7,21 @@ import gzip
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Callable, Dict, List, Set, Tuple
 
+import psutil
 import pytest
 
 from loopmoe_train.cli import main
 from loopmoe_train.data.dataset import DatasetInfo
 
 SETTINGS = ["tokenizer.vocab_size=420", "data.valid_percent=20", "data.workers=1"]
+NO_CACHE = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
 LOOPMOE = str(Path(sys.executable).with_name("loopmoe"))
 
 
@@ -212,7 +216,7 @@ def test_a_full_disk_leaves_nothing_half_written(
         assert main(["tokenizer", *_prepare(place, folder)[2:]]) == 0
     done = subprocess.run(
         _prepare(place, folder), capture_output=True, text=True, check=False, preexec_fn=full,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        env=NO_CACHE,
     )  # fmt: skip
     (line,) = done.stderr.strip().splitlines()
     assert done.returncode == 1 and "unexpected" not in line
@@ -224,6 +228,86 @@ def test_a_full_disk_leaves_nothing_half_written(
     whole = {"tokenizer.json", "tokenizer.model", ".lock"}
     assert _files(folder) <= whole, "a temporary or half file was left"
     assert main(_prepare(place, folder)[1:]) == 0  # with space it is finished
+
+
+@pytest.mark.parametrize(
+    ("limit", "code", "words"),
+    [(0, 2, "cannot be used as a run folder"), (100, 1, "cannot write {runs}/quickstart/run.yaml")],
+)
+def test_a_run_folder_on_a_full_disk(
+    place: Path, tmp_path: Path, limit: int, code: int, words: str
+) -> None:
+    done = subprocess.run(
+        [LOOPMOE, "train", f"runs_dir={tmp_path}", f"data.mixture=[{{path:{place}/d}}]",
+         "sequence_length=32"],
+        capture_output=True, text=True, check=False, env=NO_CACHE,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )  # fmt: skip
+    (line,) = done.stderr.strip().splitlines()
+    assert done.returncode == code and "File too large" in line
+    assert words.format(runs=tmp_path) in line
+    assert _files(tmp_path) == {"quickstart", "quickstart/.lock"}
+
+
+def _long(dataset: DatasetInfo, folder: Path) -> List[str]:
+    """A preparation that takes some seconds, with two workers."""
+    given = f"tokenizer.path={dataset.tokenizer_path}"
+    return [LOOPMOE, "data", f"data.path={folder}", given, "data.workers=2"]
+
+
+def _being_tokenised(dataset: DatasetInfo, folder: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        _long(dataset, folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 100
+    while not list(folder.glob(".train.bin.*.tmp")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.parametrize("whole_group", [True, False], ids=["terminal", "kill"])
+def test_a_signal_leaves_nothing_half_written(
+    dataset: DatasetInfo, tmp_path: Path, whole_group: bool
+) -> None:
+    """Ctrl-C reaches the workers too, `kill -TERM` the front door alone."""
+    number = signal.SIGINT if whole_group else signal.SIGTERM
+    folder = tmp_path / "d"
+    process = _being_tokenised(dataset, folder)
+    try:
+        while not (workers := psutil.Process(process.pid).children(recursive=True)):
+            time.sleep(0.01)
+        (os.killpg if whole_group else os.kill)(process.pid, number)
+        _, err = process.communicate(timeout=100)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number
+    assert err.splitlines() == [
+        f"loopmoe data: interrupted by {number.name} -> run the same command again"
+    ]
+    assert _files(folder) == {"tokenizer.json", "tokenizer.model", ".lock"}
+    assert not psutil.wait_procs(workers, timeout=10)[1], "a worker was left behind"
+
+
+def test_who_waits_takes_over_from_a_killed_preparation(
+    dataset: DatasetInfo, tmp_path: Path
+) -> None:
+    folder = tmp_path / "d"
+    first = _being_tokenised(dataset, folder)
+    first.send_signal(signal.SIGSTOP)  # it must not be done before the second has looked
+    second = subprocess.Popen(_long(dataset, folder), stdout=subprocess.PIPE, text=True)
+    try:
+        assert second.stdout is not None
+        assert second.stdout.readline() == f"another process prepares {folder}, waiting for it\n"
+        first.kill()
+        second.communicate(timeout=200)
+    finally:
+        first.kill()
+        first.wait()
+        second.kill()
+    assert second.returncode == 0 and main(["data", "verify", str(folder)]) == 0
+    assert not [name for name in _files(folder) if name.endswith(".tmp")]
 
 
 def test_two_preparations_at_once_make_one_dataset(place: Path, tmp_path: Path) -> None:

@@ -181,3 +181,14 @@ def test_offsets_beyond_32_bits(tmp_path: Path) -> None:
     reader = IndexedReader(prefix)
     assert reader.num_tokens == 3 * size > 2**32
     assert reader.document(2, size - 2).tolist() == [0, 42]
+
+
+def test_a_full_disk_names_the_file_that_it_met(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OSError, match="No space left") as caught,
+        open("/dev/full", "wb", 0) as full,
+    ):
+        with IndexedWriter(tmp_path / "train", 50) as train, IndexedWriter(tmp_path / "valid", 50):
+            train._stream = full
+            train.add_document([1])
+    assert caught.value.filename == f"{tmp_path}/train.bin"

@@ -15,7 +15,7 @@ from loopmoe_train.data import prepare
 from loopmoe_train.data.corpus import Corpus, scan, split_documents
 from loopmoe_train.data.dataset import DatasetInfo, load_dataset
 from loopmoe_train.data.prepare import ensure_prepared, ensure_tokenizer
-from loopmoe_train.errors import Refused, RunFailed
+from loopmoe_train.errors import Interrupted, Refused, RunFailed
 from tests.data.conftest import make_config
 
 FILES = {
@@ -239,8 +239,9 @@ def test_interrupted_preparation_is_not_complete(
 
     with monkeypatch.context() as patch:
         patch.setattr("loopmoe_train.data.tokenise._tokenise_one", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interrupted, match="interrupted by SIGINT") as caught:
             ensure_prepared(config, _silent)
+    assert caught.value.exit_code == 130
     assert set(_files(tmp_path)) == {"tokenizer.model", "tokenizer.json"}
     assert ensure_prepared(config, _silent).train.documents > 0
 

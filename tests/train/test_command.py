@@ -245,13 +245,31 @@ def test_a_run_folder_is_used_by_one_process_at_a_time(place: Path, run: Path) -
         ):
             done = loopmoe(place, *start)
             assert done.returncode == 2, (done.stdout, done.stderr)
-            assert f"runs/first is in use by process {holder.pid} ->" in _one_line(done)
+            assert f"runs/first is in use by process {holder.pid} or its ranks ->" in _one_line(
+                done
+            )
     finally:
         holder.kill()
         holder.wait()
     assert (run / "run.yaml").read_bytes() == before
     done = train(place, "name=first")  # the kernel has freed it
     assert "already trained for 6 steps" in _one_line(done)
+
+
+def test_ranks_that_outlive_the_front_door_keep_the_run_folder(place: Path, run: Path) -> None:
+    def orphan(process: subprocess.Popen[str]) -> None:
+        ranks = _ranks(process.pid)
+        for rank in ranks:
+            rank.suspend()
+        process.kill()
+        process.wait()
+        done = train(place, "name=orphaned", "steps=9")
+        for rank in ranks:
+            rank.resume()
+        assert done.returncode == 2
+        assert f"in use by process {process.pid} or its ranks" in _one_line(done)
+
+    _interrupted(place, orphan, "name=orphaned")
 
 
 HOLD = """
