@@ -30,12 +30,6 @@ class LoopMoEError(Exception):
         return f"{what} -> {fix}" if fix else what
 
 
-class Interrupted(LoopMoEError):
-    """The user stopped it before anything was done that could be saved (exit code 0)."""
-
-    exit_code = 0
-
-
 class RunFailed(LoopMoEError):
     """Something broke while running (exit code 1)."""
 

@@ -124,7 +124,7 @@ def _as_asked(fault: Fault, asked: List[int], steps_here: int) -> Optional[LoopM
     if len(asked) > 1 and fault.signal == "SIGKILL":
         return RunFailed(f"killed at the second {name} {where(fault.sign)}", AGAIN)
     if fault.signal == name and not steps_here:
-        return Interrupted(f"stopped by {name} before the first step; nothing is lost", AGAIN)
+        return Interrupted(asked[0], f"it had not made a step yet; {AGAIN}")
     return None
 
 

@@ -162,8 +162,8 @@ def test_some_failures_are_never_retried(error: LoopMoEError) -> None:
 @pytest.mark.parametrize(
     "asked, ended_by, steps_here, exit_code, said",
     [
-        ([2], "SIGINT", 0, 0, "stopped by SIGINT before the first step; nothing is lost"),
-        ([15], "SIGTERM", 0, 0, "stopped by SIGTERM before the first step; nothing is lost"),
+        ([2], "SIGINT", 0, 130, "interrupted by SIGINT -> it had not made a step yet"),
+        ([15], "SIGTERM", 0, 143, "interrupted by SIGTERM -> it had not made a step yet"),
         ([2, 2], "SIGKILL", 3, 1, "killed at the second SIGINT in step 5"),
         ([2], "SIGKILL", 3, 4, "rank 1 was lost"),
         ([2], "SIGINT", 3, 4, "rank 1 was lost"),
