@@ -148,7 +148,7 @@ class _Killer(threading.Thread):
 
 
 def _ranks() -> List[psutil.Process]:
-    """The ranks that run: not the processes they fork to write checkpoints."""
+    """The ranks that run."""
     found = []
     for child in psutil.Process().children():
         try:

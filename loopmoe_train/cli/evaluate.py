@@ -46,7 +46,8 @@ def run(argv: List[str]) -> int:
         check_text(config, open_mixture(config))
     results: Dict[str, Any] = {}
     for word, config in zip(words, configs):
-        launch(config, module="loopmoe_train.train.evaluate")
+        # Logs of its own: the run may be training meanwhile.
+        launch(config, module="loopmoe_train.train.evaluate", logs="logs/evaluate")
         results[word] = json.loads((Path(word) / "evaluation.json").read_text())
     if out is not None:
         out.write_text(json.dumps(results, indent=1) + "\n")

@@ -32,11 +32,12 @@ from loopmoe_train.train.heartbeat import Sign
 TRAIN = "loopmoe_train.train"
 
 
-def launch(run: RunConfig, module: str = TRAIN) -> None:
+def launch(run: RunConfig, module: str = TRAIN, logs: str = "logs") -> None:
     """Run ``python -m module <run folder>/run.yaml`` on every rank until all are done.
 
-    The output of rank 0 is this process's; everything else goes to ``logs/``. Only training is
-    restarted. With ``launcher.dry_run`` the command is printed and nothing is started.
+    The output of rank 0 is this process's; everything else goes to the folder ``logs`` of the run.
+    Only training is restarted. With ``launcher.dry_run`` the command is printed and nothing is
+    started.
 
     Raises:
         RankLost: a rank was killed, stopped or hung, and restarts did not help.
@@ -49,7 +50,7 @@ def launch(run: RunConfig, module: str = TRAIN) -> None:
     history = History(run.launcher.max_restarts if module == TRAIN else 0)
     began = time.time()
     while True:
-        attempt = _Attempt(run, command, len(history.faults), began)
+        attempt = _Attempt(run, command, len(history.faults), began, logs)
         fault = attempt.run_to_end(history)
         if fault is None:
             return
@@ -149,9 +150,11 @@ def _shared_variables(run: RunConfig) -> Dict[str, str]:
 class _Attempt:
     """One start of the job."""
 
-    def __init__(self, run: RunConfig, command: List[str], number: int, began: float) -> None:
+    def __init__(
+        self, run: RunConfig, command: List[str], number: int, began: float, logs: str
+    ) -> None:
         self.run, self.command, self.number, self.began = run, command, number, began
-        self.logs = run_dir(run) / "logs"
+        self.logs = run_dir(run) / logs
         self.logs.mkdir(parents=True, exist_ok=True)
         self.file = _next_report(self.logs)
         self.asked: List[int] = []

@@ -100,12 +100,16 @@ def test_it_learns(run: Path) -> None:
 
 
 def test_evaluate_finds_the_last_validation_again(place: Path, run: Path) -> None:
+    logs = sorted(path.name for path in (run / "logs").iterdir())
     done = loopmoe(place, LOOPMOE, "evaluate", "runs/first", "--json", "out.json")
     assert done.returncode == 0, done.stderr
     row = json.loads((place / "out.json").read_text())["runs/first"]
     assert row["step"] == 6
     assert row["loss"] == pytest.approx(records(run, "val_loss")[6]["val_loss"], abs=1e-12)
     assert "bits/byte" in done.stdout
+    # Its logs lie apart: the run may be training meanwhile.
+    assert sorted(path.name for path in (run / "logs").iterdir()) == sorted([*logs, "evaluate"])
+    assert (run / "logs" / "evaluate" / "attempt-0.json").exists()
 
 
 def _continued(place: Path, run: Path, name: str) -> Path:
