@@ -50,6 +50,27 @@ def sizes(config: RunConfig) -> Problems:
                 f"{path}={size}: must be a multiple of {row} in {config.precision} "
                 "(the grouped matrix product takes rows of whole 16 bytes)"
             )
+    loop = model.loop
+    if loop.min_iterations is not None and not 1 <= loop.min_iterations <= loop.iterations:
+        yield (
+            f"model.loop.min_iterations={loop.min_iterations}: must be from 1 to "
+            f"model.loop.iterations={loop.iterations}"
+        )
+    if loop.backprop_iterations is not None:
+        if loop.backprop_iterations < 1:
+            yield f"model.loop.backprop_iterations={loop.backprop_iterations}: must be at least 1"
+        if not loop.state_injection:
+            yield (
+                "model.loop.backprop_iterations cuts the prefix off from the loss: "
+                "set model.loop.state_injection=true too"
+            )
+    if loop.state_injection and loop.iterations == 1:
+        yield "model.loop.state_injection needs model.loop.iterations above 1"
+    if loop.state_injection and config.memory.recompute == "full":
+        yield (
+            "model.loop.state_injection reaches past whole layers, which memory.recompute=full "
+            "runs alone: use memory=selective or keep"
+        )
     if model.loop.iteration_code_size % 2:
         yield "model.loop.iteration_code_size must be even (sine and cosine halves)"
     if moe.score_function == "softmax" and moe.expert_bias_update_rate > 0:

@@ -73,6 +73,12 @@ class LoopConfig:
     bottleneck: Optional[int] = None  # width of the condition c; null: hidden_size
     iteration_code_size: int = 256  # width of the sinusoid PE(k)
     share_iteration_mlp: bool = False  # one MLP_iter for all body layers instead of one each
+    # each step draws its number of iterations from min_iterations..iterations; null: always all
+    min_iterations: Optional[int] = None
+    backprop_iterations: Optional[int] = None  # gradients go through the last n only; null: all
+    # the state that enters the loop is added again before iterations 2..K, through a matrix that
+    # starts at zero (Huginn, arXiv 2502.05171)
+    state_injection: bool = False
 
 
 @dataclass

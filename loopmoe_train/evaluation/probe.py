@@ -34,6 +34,8 @@ def training_routing(model: List[Any]) -> Dict[str, float]:
     record: Dict[str, float] = {}
     for (visit, router), load in zip(routers, loads.tolist()):
         router.reset_statistics()
+        if not any(load):
+            continue  # a visit that has not run since
         for stat, value in load_stats(load).items():
             record[routing_key(visit.layer, visit.iteration, stat)] = value
     return record

@@ -27,8 +27,9 @@ def initialize(model: nn.Module, config: ModelConfig, seed: int) -> None:
     """Fill every parameter of a bare GPTModel.
 
     norm gains 1, those of the sandwich's output norms by ``depth_scaled_gains`` (arXiv
-    2504.07866); biases and IterAdaLN's modulation 0 (step 0 of the loop body is a plain norm,
-    and its attention branch is off); other matrices normal with :func:`_std`.
+    2504.07866); biases, the loop's state injection and IterAdaLN's modulation 0 (step 0 of the
+    loop body is a plain norm, and its attention branch is off); other matrices normal with
+    :func:`_std`.
     """
     layer_of = {str(v.index): v.layer for v in visits(config)}
     depth = len(layer_of)
@@ -37,7 +38,7 @@ def initialize(model: nn.Module, config: ModelConfig, seed: int) -> None:
             key = _unique(name, layer_of)
             if name.endswith("norm.weight"):
                 parameter.fill_(_gain(name, config, depth))
-            elif ".modulation." in name or name.endswith(".bias"):
+            elif ".modulation." in name or ".injection." in name or name.endswith(".bias"):
                 parameter.zero_()
             elif ".experts." in name:
                 first = parallel_state.get_expert_model_parallel_rank() * parameter.shape[0]

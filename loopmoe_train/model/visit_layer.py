@@ -8,6 +8,7 @@ from typing import Any, List, Optional
 from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch import Tensor, nn
 
 from loopmoe_train.model.iter_adaln import IterAdaLN
 from loopmoe_train.model.norm import RMSNorm
@@ -41,6 +42,15 @@ class VisitLayer(TransformerLayer):
     ) -> None:
         super().__init__(config, submodules, layer_number, hidden_dropout, pg_collection, vp_stage)
         self.visit = visit
+        loop = config.loopmoe.loop
+        self.starts_body = visit.looped and visit.layer == config.loopmoe.prefix_layers
+        self.injection: Optional[nn.Linear] = None
+        if loop.state_injection and self.starts_body:
+            d = config.hidden_size
+            self.injection = nn.Linear(d, d, bias=False, dtype=config.params_dtype)
+        # The state that enters the loop, of the forward pass that runs.
+        self.__dict__["entered"] = None
+        self.cuts_gradient = False  # set for a step by model/iterations.py
         # Core turns gradients on around the residual add, also in evaluation: with weights
         # in that slot every activation of an evaluation would be kept.
         self.bias_dropout_add_exec_handler = nullcontext
@@ -50,6 +60,22 @@ class VisitLayer(TransformerLayer):
         self.self_attn_bda = ResidualAdd(norms[0], gated_by)
         self.mlp_bda = ResidualAdd(norms[1], None)
         owners.append(self)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Core's, with what happens to the state between two iterations before it."""
+        if self.starts_body:
+            kwargs["hidden_states"] = self._begin_iteration(kwargs["hidden_states"])
+        return super().forward(*args, **kwargs)
+
+    def _begin_iteration(self, hidden: Tensor) -> Tensor:
+        if self.cuts_gradient:
+            hidden = hidden.detach()
+        if self.injection is None:
+            return hidden
+        if self.visit.owns_weights:
+            self.__dict__["entered"] = hidden
+            return hidden
+        return hidden + self.injection(self.__dict__["_owner"].entered)
 
 
 class LaterVisit:

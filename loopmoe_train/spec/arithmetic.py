@@ -8,10 +8,10 @@ activations and the router's top-k are left out (below 1 %).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict
+from typing import Dict, Optional
 
 from loopmoe_train.config.schema import ModelConfig
-from loopmoe_train.spec.visits import conditioned, visits
+from loopmoe_train.spec.visits import Visit, conditioned, visits
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,12 @@ def layer_parameters(model: ModelConfig, dense: bool, body: bool) -> LayerParame
     )
 
 
+def injection_parameters(model: ModelConfig, visit: Visit) -> int:
+    """Those of the loop's state injection that are used before this visit."""
+    again = visit.looped and visit.iteration > 1 and visit.layer == model.prefix_layers
+    return model.hidden_size**2 if model.loop.state_injection and again else 0
+
+
 def parameters(model: ModelConfig, vocab_size: int) -> Dict[str, int]:
     """Counts of parameters.
 
@@ -97,7 +103,7 @@ def parameters(model: ModelConfig, vocab_size: int) -> Dict[str, int]:
     total = active = physical = outside
     for visit in visits(model):
         layer = layer_parameters(model, visit.dense, visit.looped)
-        active += layer.active
+        active += layer.active + injection_parameters(model, visit)
         if visit.owns_weights:
             total += layer.total
             physical += layer.active
@@ -106,6 +112,9 @@ def parameters(model: ModelConfig, vocab_size: int) -> Dict[str, int]:
         total -= (model.body_layers - 1) * one
         physical -= (model.body_layers - 1) * one
     d, extra = model.hidden_size, layer_parameters(model, False, False)
+    if model.loop.state_injection and model.loop.iterations > 1:
+        total += d * d
+        physical += d * d
     # One more MoE layer, eh_proj [2d -> d], norms of both its inputs and of the output
     # (DeepSeek-V3, arXiv 2412.19437, section 2.2).
     around = 2 * d * d + 3 * d
@@ -120,11 +129,15 @@ def parameters(model: ModelConfig, vocab_size: int) -> Dict[str, int]:
 
 
 def forward_flops_per_token(
-    model: ModelConfig, vocab_size: int, sequence_length: int
+    model: ModelConfig, vocab_size: int, sequence_length: int, iterations: Optional[int] = None
 ) -> Dict[str, float]:
     """FLOPs of one token's forward pass by part; the sum of the values is the whole.
 
-    ``mtp`` is all of multi-token prediction, its use of the shared head included.
+    ``mtp`` is all of multi-token prediction, its use of the shared head included;
+    ``iter_adaln`` holds the loop's state injection too.
+
+    Args:
+        iterations: the loop runs so often only; None: as often as the model has it.
     """
     a, d = model.attention, model.hidden_size
     width = a.qk_head_dim + a.qk_rope_head_dim + a.v_head_dim if a.kind == "mla" else 2 * a.head_dim
@@ -135,13 +148,15 @@ def forward_flops_per_token(
          "iter_adaln", "head", "mtp"), 0.0
     )  # fmt: skip
     for visit in visits(model):
+        if iterations is not None and visit.iteration > iterations:
+            continue
         layer = layer_parameters(model, visit.dense, visit.looped)
         parts["attention_projections"] += 2 * layer.attention
         parts["attention_scores"] += scores
         parts["shared_and_dense" if visit.dense else "experts"] += 2 * layer.ffn_active
         parts["shared_and_dense"] += 2 * layer.shared_experts
         parts["router"] += 2 * layer.router
-        parts["iter_adaln"] += 2 * layer.conditioning
+        parts["iter_adaln"] += 2 * (layer.conditioning + injection_parameters(model, visit))
     parts["head"] = 2.0 * vocab_size * d
     extra = layer_parameters(model, False, False)
     matrices = extra.attention + extra.ffn_active + extra.shared_experts + extra.router + 2 * d * d
@@ -149,6 +164,9 @@ def forward_flops_per_token(
     return parts
 
 
-def train_flops_per_token(model: ModelConfig, vocab_size: int, sequence_length: int) -> float:
+def train_flops_per_token(
+    model: ModelConfig, vocab_size: int, sequence_length: int, iterations: Optional[int] = None
+) -> float:
     """FLOPs of forward and backward of one token (backward = 2 x forward)."""
-    return 3.0 * sum(forward_flops_per_token(model, vocab_size, sequence_length).values())
+    parts = forward_flops_per_token(model, vocab_size, sequence_length, iterations)
+    return 3.0 * sum(parts.values())

@@ -145,11 +145,22 @@ class Recorder:
             tokens_per_s=tokens / step_s,
             step_s=step_s,
             elapsed_s=self.elapsed_s,
-            mfu=self.flops_per_token * tokens / step_s / self.peak,
+            mfu=self._flops(result.iterations) * tokens / step_s / self.peak,
         )
+        if run.model.loop.min_iterations is not None:
+            record["iterations"] = result.iterations
         ahead = {f"mtp_loss/{head}": loss for head, loss in enumerate(heads, start=1)}
         self.sinks.write({**record, **ahead, **routing})
         self.progress.train(record)
+
+    def _flops(self, iterations: int) -> float:
+        """FLOPs per training token of a step with so many iterations of the loop."""
+        run = self.state.run
+        if iterations == run.model.loop.iterations:
+            return self.flops_per_token
+        return train_flops_per_token(
+            run.model, self.text.vocab_size, run.sequence_length, iterations
+        )
 
     def validation(
         self, result: Validations, routing: RoutingProbe, gates: Dict[str, float]

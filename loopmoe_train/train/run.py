@@ -101,14 +101,22 @@ def build(run: RunConfig, vocab_size: int, batch: Callable[[int, int], Batch]) -
     )
 
 
-def restore(state: TrainState, text: Text, note: Callable[[str], None] = print) -> Optional[Path]:
+def restore(
+    state: TrainState,
+    text: Text,
+    note: Callable[[str], None] = print,
+    saved_by: Optional[RunConfig] = None,
+) -> Optional[Path]:
     """Continue from a checkpoint if ``checkpoint.resume`` says so and there is one.
+
+    Args:
+        saved_by: the run that saved it, if ``state`` was built with another number of iterations.
 
     Raises:
         Refused: it is damaged, or of other settings.
     """
     run, root = state.run, checkpoints(state.run)
-    about, layout = identity(run, text.mixture), _layout(run)
+    about, layout = identity(saved_by or run, text.mixture), _layout(run)
     wish, position = run.checkpoint.resume, {}
     if wish == "none" or (wish == "auto" and newest(root) is None):
         return None

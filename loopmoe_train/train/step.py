@@ -21,6 +21,7 @@ from torch import Tensor
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.data.batches import Batch
 from loopmoe_train.errors import TrainingStopped
+from loopmoe_train.model.iterations import drawn_iterations, running
 from loopmoe_train.parallel.reduce import sum_over_ranks
 from loopmoe_train.spec.batch import global_batch
 
@@ -52,13 +53,14 @@ class TrainState:
 @dataclass
 class StepResult:
     """What a step tells: mean loss per token, norm before clipping, rate used, tokens that
-    counted, samples of the global batch, stop wanted."""
+    counted, samples of the global batch, iterations of the loop, stop wanted."""
 
     loss: float
     grad_norm: float
     lr: float
     tokens: int
     samples: int
+    iterations: int
     stop: bool
 
 
@@ -79,17 +81,20 @@ def train_step(state: TrainState, stop_wanted: bool) -> StepResult:
         chunk.zero_grad_buffer()
     state.optimizer.zero_grad()
 
-    # 2. forward and backward over this rank's micro-batches; gradients are reduced over
-    #    ranks, divided by the tokens of the global batch, and the router biases move
-    outputs = state.forward_backward(
-        forward_step_func=forward_step,
-        data_iterator=state.micro_batches(state.consumed),
-        model=state.model,
-        num_microbatches=micro_steps(run, samples),
-        seq_length=run.sequence_length,
-        micro_batch_size=run.micro_batch_size,
-        forward_only=False,
-    )
+    # 2. forward and backward over this rank's micro-batches, with this step's iterations of the
+    #    loop; gradients are reduced over ranks, divided by the tokens of the global batch, and
+    #    the router biases move
+    iterations = drawn_iterations(run.model.loop, run.seed, state.step)
+    with running(state.model, iterations, run.model.loop.backprop_iterations):
+        outputs = state.forward_backward(
+            forward_step_func=forward_step,
+            data_iterator=state.micro_batches(state.consumed),
+            model=state.model,
+            num_microbatches=micro_steps(run, samples),
+            seq_length=run.sequence_length,
+            micro_batch_size=run.micro_batch_size,
+            forward_only=False,
+        )
 
     # 3. a gradient that is not finite must never reach the weights
     state.optimizer.prepare_grads()
@@ -113,7 +118,7 @@ def train_step(state: TrainState, stop_wanted: bool) -> StepResult:
 
     # 5. one small reduction for the report
     loss, tokens, stop = _agree(outputs, stop_wanted)
-    return StepResult(loss, grad_norm, lr, tokens, samples, stop)
+    return StepResult(loss, grad_norm, lr, tokens, samples, iterations, stop)
 
 
 def forward_step(batches: Iterator[Batch], model: Any) -> Tuple[Tensor, Callable[..., Any]]:

@@ -37,6 +37,8 @@ REFUSED = {
     "model.moe.norm_topk_prob=false": ["norm_topk_prob", "softmax"],
     "model.attention.qk_norm=true": ["qk_norm", "gqa"],
     "model.mtp_layers=-1": ["model.mtp_layers=-1"],
+    "model.loop.min_iterations=9": ["must be from 1 to model.loop.iterations=3"],
+    "model.loop.backprop_iterations=1": ["set model.loop.state_injection=true"],
     "model.body_layers=0": ["model.body_layers=0", "iterations"],
     "model.dense_layers=2": ["model.dense_layers=2"],
     "model.dense_layers=9": ["model.dense_layers=9"],

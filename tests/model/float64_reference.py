@@ -199,13 +199,26 @@ def block(x: Tensor, w: Weights, p: str, k: Optional[int], dense: bool, m: Model
     return x + out
 
 
-def final_states(tokens: Tensor, w: Weights, m: ModelConfig) -> Tensor:
-    """States after the final norm [s, b, d]."""
+def final_states(
+    tokens: Tensor,
+    w: Weights,
+    m: ModelConfig,
+    iterations: Optional[int] = None,
+    backprop: Optional[int] = None,
+) -> Tensor:
+    """States after the final norm [s, b, d], the loop run ``iterations`` times, the last
+    ``backprop`` of them with gradients."""
+    iterations = iterations or m.loop.iterations
     x = w["embedding.word_embeddings.weight"][tokens].transpose(0, 1)
     conditioned = m.loop.iterations > 1 and m.loop.conditioning == "iter_adaln"
     for index in range(m.prefix_layers):
         x = layer(x, w, index, None, m)
-    for k in range(1, m.loop.iterations + 1):
+    entered = x
+    for k in range(1, iterations + 1):
+        if backprop is not None and k == iterations - backprop + 1:
+            x = x.detach()
+        if m.loop.state_injection and k > 1:
+            x = x + entered @ w[f"decoder.layers.{m.prefix_layers}.injection.weight"].T
         for index in range(m.prefix_layers, m.prefix_layers + m.body_layers):
             x = layer(x, w, index, k if conditioned else None, m)
     first = m.prefix_layers + m.body_layers
@@ -221,9 +234,16 @@ def cross_entropy(x: Tensor, labels: Tensor, w: Weights) -> Tensor:
     return -logp.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
 
-def losses(tokens: Tensor, labels: Tensor, w: Weights, m: ModelConfig) -> Tensor:
+def losses(
+    tokens: Tensor,
+    labels: Tensor,
+    w: Weights,
+    m: ModelConfig,
+    iterations: Optional[int] = None,
+    backprop: Optional[int] = None,
+) -> Tensor:
     """Cross entropy per token [b, s] in nats."""
-    return cross_entropy(final_states(tokens, w, m), labels, w)
+    return cross_entropy(final_states(tokens, w, m, iterations, backprop), labels, w)
 
 
 def mtp_loss(tokens: Tensor, labels: Tensor, mask: Tensor, w: Weights, m: ModelConfig) -> Tensor:

@@ -65,6 +65,9 @@ VARIANTS = {
         "model.moe.capacity_factor=0.75", "model.moe.group_routing=limited",
         "model.moe.num_groups=4", "model.moe.topk_groups=3", "model.init=tiny",
         "model.embedding_init_std=0.5", "model.depth_scaled_gains=[0.3,0.4]"],
+    "drawn iterations, injected state, cut gradients": [
+        "model.loop.min_iterations=1", "model.loop.state_injection=true",
+        "model.loop.backprop_iterations=1"],
     "two tokens ahead": ["model.mtp_layers=2", "model.mtp_loss_coeff=0.3", "memory=full"],
     "pads to capacity, balanced groups": [
         "model.moe.capacity_factor=1.0", "model.moe.pad_to_capacity=true", "model.moe.top_k=2",
