@@ -65,7 +65,6 @@ MISTAKES = {
     "plan --balance 2/2/2x90 model=vanilla_3b": "no widths bring 2/2/2x90",
     "plan --balance 2/2/2x4 model=vanilla_3b --rank-multiple 0": "must be at least 1",
     "plan --balance 2/2/2x4 model=vanilla_3b --unique-experts 3": "cannot be",
-    "train model.mtp_layers=1": "set model.mtp_layers=0",
     "evaluate runs/x loop.iterations=two": "not numbers of iterations",
     "evaluate runs/x loop.iterations=0..2": "nothing below 1",
     "train learning_rate=1": "did you mean optim.lr",
