@@ -60,7 +60,7 @@ def _draw_last(figure: Any, metrics: Metrics, layers: list[int]) -> None:
     gamma_attn.set_title("Attention scale gamma")
     gamma_moe.set_title("MoE scale gamma")
     beta.set_title("Shift beta")
-    beta.set_ylabel("mean |beta|, attention, dashed: MoE")
+    beta.set_ylabel("mean |beta|, dashed: MoE")
     for place, layer in enumerate(layers):
         # side by side, or the bars of two layers would hide each other
         shift = 0.12 * (place - (len(layers) - 1) / 2) / max(1, (len(layers) - 1) / 2)
