@@ -61,11 +61,11 @@ class VisitLayer(TransformerLayer):
         self.mlp_bda = ResidualAdd(norms[1], None)
         owners.append(self)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Core's, with what happens to the state between two iterations before it."""
         if self.starts_body:
-            kwargs["hidden_states"] = self._begin_iteration(kwargs["hidden_states"])
-        return super().forward(*args, **kwargs)
+            hidden_states = self._begin_iteration(hidden_states)
+        return super().forward(hidden_states, *args, **kwargs)
 
     def _begin_iteration(self, hidden: Tensor) -> Tensor:
         if self.cuts_gradient:

@@ -114,14 +114,13 @@ def test_evaluate_finds_the_last_validation_again(place: Path, run: Path) -> Non
 
 def test_evaluate_at_other_numbers_of_iterations(place: Path, run: Path) -> None:
     """Smoke's loop runs 3 times: that number is the evaluation itself, the others are others."""
-    done = loopmoe(place, LOOPMOE, "evaluate", "runs/first", "loop.iterations=1..4")
+    done = loopmoe(place, LOOPMOE, "evaluate", "runs/first", "loop.iterations=3,4")
     assert done.returncode == 0, done.stderr
     result = json.loads((run / "evaluation.json").read_text())
     rows = {row["iterations"]: row for row in result["by_iterations"]}
-    assert list(rows) == [1, 2, 3, 4]
+    assert list(rows) == [3, 4]
     assert rows[3]["loss"] == result["loss"] and rows[3]["agreement"] == 1.0
-    assert len({row["loss"] for row in rows.values()}) == 4
-    assert all(0 < row["agreement"] <= 1 for row in rows.values())
+    assert rows[4]["loss"] != result["loss"] and 0 < rows[4]["agreement"] <= 1
     assert "same token" in done.stdout
 
 
