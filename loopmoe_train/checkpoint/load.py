@@ -48,7 +48,7 @@ def load_newest(
         note(f"passed over {problem}")
     raise Refused(
         f"{root}: no whole checkpoint: {'; '.join(found)}",
-        "start afresh with checkpoint.resume=none, or restore the folder",
+        "restore one, or choose another name=",
     )
 
 
@@ -111,7 +111,7 @@ def _check_same_run(folder: Path, manifest: Manifest, about: Dict[str, Any]) -> 
     if changes:
         raise _AnotherRun(
             f"{folder}: {'; '.join(changes[:4])}",
-            "set it back, or start afresh with checkpoint.resume=none and another name=",
+            "set it back, or choose another name=",
         )
 
 

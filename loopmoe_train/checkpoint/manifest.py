@@ -134,6 +134,23 @@ def newest(root: Path) -> Optional[Path]:
     return next(iter(committed(root)), None)
 
 
+def retire_after(root: Path, step: int) -> List[Path]:
+    """Rename the checkpoints of later steps to ``step-<n>.retired``; returns the new names.
+
+    A run that continues from ``step`` makes those steps anew: what is left of the others, which
+    are damaged or of the branch that was given up, must neither be taken for its own nor count as
+    kept.
+    """
+    retired = []
+    for folder in committed(root):
+        if int(folder.name[5:]) <= step:
+            continue
+        name = f"{folder.name}.retired"
+        taken = len(list(root.glob(f"{name}*")))
+        retired.append(folder.rename(root / (f"{name}-{taken + 1}" if taken else name)))
+    return retired
+
+
 def retain(root: Path, keep: int) -> None:
     """Delete all but the newest ``keep`` checkpoints; 0 keeps all."""
     for folder in committed(root)[keep:] if keep else []:

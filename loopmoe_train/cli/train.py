@@ -28,15 +28,19 @@ def run(argv: List[str]) -> int:
     """Compose, check, prepare, launch, report; returns the exit code."""
     os.environ["LOOPMOE_STARTED"] = str(time.time())
     from loopmoe_train.config.run_file import run_dir
-    from loopmoe_train.launcher.supervise import launch
+    from loopmoe_train.launcher.supervise import launch, shown
     from loopmoe_train.train.preflight import prepare
 
     config, _ = prepare(argv, print)
-    launch(config)
     if config.launcher.dry_run:
+        print(shown(config, argv))
         return 0
+    launch(config)
 
     from loopmoe_train.cli.report import show
 
-    show([run_dir(config)])
+    try:
+        show([run_dir(config)])
+    except KeyboardInterrupt:
+        print(f"trained and saved; `loopmoe report {run_dir(config)}` draws the report")
     return 0

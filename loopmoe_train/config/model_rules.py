@@ -135,10 +135,14 @@ def balance(config: RunConfig) -> Problems:
         )
     if moe.pad_to_capacity and moe.capacity_factor is None:
         yield "model.moe.pad_to_capacity needs model.moe.capacity_factor: set it, 1.25 say"
-    if moe.pad_to_capacity and moe.expert_bias_update_rate > 0:
+    if moe.drop_policy != "probs" and moe.capacity_factor is None:
+        yield f"model.moe.drop_policy={moe.drop_policy} does nothing without capacity_factor"
+    if moe.balance_over == "visit" and not (
+        moe.expert_bias_update_rate > 0 or moe.aux_loss == "global_batch"
+    ):
         yield (
-            "model.moe.pad_to_capacity fills every expert, so the bias would see an even load: "
-            "set model.moe.expert_bias_update_rate=0"
+            "model.moe.balance_over=visit does nothing here: it is for the expert bias "
+            "(expert_bias_update_rate) and aux_loss=global_batch"
         )
     if moe.pad_to_capacity and moe.dispatcher != "alltoall":
         yield "model.moe.pad_to_capacity needs model.moe.dispatcher=alltoall"

@@ -29,15 +29,18 @@ from loopmoe_train.parallel.reduce import sum_over_ranks
 def training_routing(model: List[Any]) -> Dict[str, float]:
     """Routing metrics of the training tokens since the last call, over all ranks; resets."""
     routers = [(layer.visit, layer.mlp.router) for layer in _layers(model) if layer.is_moe_layer]
-    loads = torch.stack([router.load for _, router in routers])
-    dist.all_reduce(loads, group=parallel_state.get_data_parallel_group())
+    counts = torch.stack([torch.stack([router.load, router.dropped]) for _, router in routers])
+    dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
     record: Dict[str, float] = {}
-    for (visit, router), load in zip(routers, loads.tolist()):
+    for (visit, router), (load, dropped) in zip(routers, counts.tolist()):
         router.reset_statistics()
         if not any(load):
             continue  # a visit that has not run since
         for stat, value in load_stats(load).items():
             record[routing_key(visit.layer, visit.iteration, stat)] = value
+        if router.config.loopmoe.moe.capacity_factor is not None:
+            share = sum(dropped) / sum(load)
+            record[routing_key(visit.layer, visit.iteration, "dropped")] = share
     return record
 
 

@@ -36,17 +36,13 @@ def launch(run: RunConfig, module: str = TRAIN, logs: str = "logs") -> None:
     """Run ``python -m module <run folder>/run.yaml`` on every rank until all are done.
 
     The output of rank 0 is this process's; everything else goes to the folder ``logs`` of the run.
-    Only training is restarted. With ``launcher.dry_run`` the command is printed and nothing is
-    started.
+    Only training is restarted.
 
     Raises:
         RankLost: a rank was killed, stopped or hung, and restarts did not help.
         LoopMoEError: what the first failing rank said.
     """
     command = [sys.executable, "-m", module, str(run_dir(run) / "run.yaml")]
-    if run.launcher.dry_run:
-        print(shown(run, command))
-        return
     history = History(run.launcher.max_restarts if module == TRAIN else 0)
     began = time.time()
     while True:
@@ -66,11 +62,12 @@ def launch(run: RunConfig, module: str = TRAIN, logs: str = "logs") -> None:
         )
 
 
-def shown(run: RunConfig, command: List[str]) -> str:
-    """The command lines that would be run, for a shell."""
-    env = _shared_variables(run)
+def shown(run: RunConfig, overrides: List[str]) -> str:
+    """Command lines that start the run composed of ``overrides`` by hand, for a shell."""
+    words = [word for word in overrides if not word.startswith("launcher.dry_run=")]
+    command, env = [sys.executable, "-m", TRAIN, *words], _shared_variables(run)
     if run.launcher.kind == "local":
-        rendezvous = f"file://{run_dir(run).resolve()}/rendezvous-{os.getpid()}"
+        rendezvous = f"file://{tempfile.gettempdir()}/loopmoe-{os.getpid()}"
         return local.shown(run, command, {**env, "LOOPMOE_RENDEZVOUS": rendezvous})
     return wrapped.shown(wrapped.command(run, command), env)
 

@@ -2,8 +2,9 @@
 
 Head i joins the state of the head before (of the last layer, after its final norm, for the first)
 with the embedding i tokens ahead, runs one more layer, and predicts the token after that with the
-model's own embedding and output matrix. Its loss, ``mtp_loss_coeff / mtp_layers`` times the mean
-over the tokens, is added in training only.
+model's own embedding and output matrix. Its loss, ``mtp_loss_coeff / mtp_layers`` times the sum
+over the tokens that have one so far ahead, divided by the tokens of the main loss, is added in
+training only.
 """
 
 from __future__ import annotations

@@ -14,6 +14,9 @@ assignments f counts:
                             2501.11873, taken a step late: then it does not depend on how the
                             batch is cut into ranks and micro-batches). 0 in the first step.
 
+In ours f counts the experts that were chosen (bias and groups included, capacity not yet), in
+core's the best by score alone.
+
 ``device_loss_coeff`` adds a loss over the G ranks g that hold the experts (as in Step-3.5-Flash):
 L = coeff * G * sum_g f_g P_g, f_g the share of the tokens that go to any expert of g, P_g the
 mean of the summed scores of g's experts.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Callable, Optional, Tuple
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.transformer.moe.moe_utils import apply_router_token_dropping
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor, nn
 
@@ -25,6 +27,7 @@ class VisitRouter(TopKRouter):
 
     Attributes:
         load: [num_experts] int64, token-to-expert assignments since :meth:`reset_statistics`.
+        dropped: [num_experts] int64, those of them that exceeded the capacity.
         last_routing_map: [tokens, num_experts] of the last call, kept only while
             ``keep_routing_map`` is set (a probe sets it).
         balance: the loads of this layer (all visits, or the first).
@@ -32,7 +35,12 @@ class VisitRouter(TopKRouter):
     """
 
     def __init__(self, config: Any, pg_collection: Any = None) -> None:
-        super().__init__(config=config, pg_collection=pg_collection)
+        # Core's routing is to choose only: what exceeds the capacity is dropped here, after the
+        # choice was counted and balanced.
+        chooses = replace(
+            config, moe_expert_capacity_factor=None, moe_pad_expert_input_to_capacity=False
+        )
+        super().__init__(config=chooses, pg_collection=pg_collection)
         moe = config.loopmoe.moe
         self.balance = self._new_balance(bias=False)  # core's class has the bias
         self.later_visits = nn.ModuleList()
@@ -45,9 +53,8 @@ class VisitRouter(TopKRouter):
     def reset_statistics(self) -> None:
         """Start counting anew."""
         # A plain attribute, not a buffer: a cast of the model must not touch counts.
-        self.__dict__["load"] = torch.zeros(
-            self.num_experts, dtype=torch.int64, device=accel.current_device()
-        )
+        zeros = torch.zeros(self.num_experts, dtype=torch.int64, device=accel.current_device())
+        self.__dict__["load"], self.__dict__["dropped"] = zeros, zeros.clone()
 
     def balance_of_later_visit(self) -> VisitBalance:
         """A bias and loads for the next visit alone; owned and registered here."""
@@ -66,22 +73,24 @@ class VisitRouter(TopKRouter):
             logits: [s, b, num_experts].
 
         Returns:
-            probs and routing map, both [s * b, num_experts].
+            probs and routing map, both [s * b, num_experts]; with a capacity, of what is sent.
         """
-        probs, routing_map = super().routing(logits, padding_mask=padding_mask)
-        # With padding to capacity the map also holds tokens that fill up, at probability 0.
-        chosen = (
-            routing_map & (probs > 0)
-            if self.config.moe_pad_expert_input_to_capacity
-            else routing_map
-        )
+        probs, chosen = super().routing(logits, padding_mask=padding_mask)
         if self.keep_routing_map:
             self.last_routing_map = chosen.detach()
         if torch.is_grad_enabled():
             self.load.add_(chosen.sum(0))
             if self.training:
                 probs = self._balanced(probs, chosen, logits.flatten(0, 1))
-        return probs, routing_map
+        moe = self.config.loopmoe.moe
+        if moe.capacity_factor is None:
+            return probs, chosen
+        probs, sent = apply_router_token_dropping(
+            probs, chosen, self.topk, moe.capacity_factor, moe.drop_policy, moe.pad_to_capacity
+        )
+        if torch.is_grad_enabled():
+            self.dropped.add_((chosen & ~sent).sum(0))
+        return probs, sent
 
     def _balanced(self, probs: Tensor, chosen: Tensor, logits: Tensor) -> Tensor:
         """``probs`` with the gradients of the balance losses attached."""

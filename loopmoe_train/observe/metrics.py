@@ -39,6 +39,7 @@ ROUTING_STATS = (
     "max_violation",  # largest expert load / mean load - 1; 0: even
     "entropy",  # of the expert load over log(number of experts); 1: even, 0: one expert
     "dead",  # number of experts that got no token
+    "dropped",  # share of the assignments that exceeded the capacity; only where there is one
 )
 GATE_STATS = (
     "alpha_mean",

@@ -63,6 +63,8 @@ def _compose(overrides: List[str], here: Place, tell: Callable[[Exception], int]
     try:
         words = _with_world(overrides, here)
         run, text = prepare(words, lambda line: print(line, flush=True), here.local_world)
+        if text is None:
+            raise Refused("launcher.dry_run=true: the ranks are running", "leave it out")
     except Exception as error:
         # Told first: torchrun and mpirun end this rank as soon as another one has left.
         code = tell(error)

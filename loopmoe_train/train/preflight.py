@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 def prepare(
     overrides: Sequence[str], say: Callable[[str], None], devices_here: Optional[int] = None
-) -> Tuple[RunConfig, Mixture]:
+) -> Tuple[RunConfig, Optional[Mixture]]:
     """From a command line to a run that can start: composed, checked, data there, run.yaml written.
+
+    With ``launcher.dry_run`` it is composed and checked; data and run folder are left alone.
 
     Args:
         say: receives plain lines about the progress.
@@ -34,6 +36,8 @@ def prepare(
     run = compose(overrides)
     _anchor(run)
     check_machine(run, devices_here)
+    if run.launcher.dry_run:
+        return run, None  # decides, and leaves nothing behind
     claim(run)
     check_run_folder(run)
     text = ensure_mixture(run, say)
@@ -149,6 +153,9 @@ def check_run_folder(run: RunConfig) -> None:
             f"checkpoint.resume={wish}: not a whole checkpoint (it has no manifest.json)",
             "name a folder such as runs/<name>/checkpoints/step-<n>, or use auto or none",
         )
+    for name in ("logs", "checkpoints"):
+        if (folder / name).exists() and not (folder / name).is_dir():
+            raise Refused(f"{folder / name} is no folder", "move it away, or choose another name=")
     manifest = newest_manifest(run)
     if manifest is None:
         return
@@ -159,6 +166,10 @@ def check_run_folder(run: RunConfig) -> None:
             "them",
             "choose another name=, or delete the folder",
         )
+    if wish not in ("auto", "none"):
+        from loopmoe_train.checkpoint.manifest import read_manifest  # imports torch
+
+        manifest = read_manifest(Path(wish))
     if manifest.step >= run.steps:
         raise Refused(
             f"{folder} is already trained for {manifest.step} steps",

@@ -13,7 +13,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import get_model_config
 
 from loopmoe_train.checkpoint.load import load, load_newest
-from loopmoe_train.checkpoint.manifest import newest
+from loopmoe_train.checkpoint.manifest import newest, retire_after
 from loopmoe_train.checkpoint.save import Saver
 from loopmoe_train.checkpoint.state import Trained, capture
 from loopmoe_train.config.run_file import run_dir
@@ -53,6 +53,7 @@ def train(run: RunConfig) -> None:
         text = open_text(run)
         state = build(run, text.vocab_size, text.train.batch)
         restored = restore(state, text, _print_once)
+        _retire_later(state, restored)
         recorder = Recorder(state, text, restored)
         saver = Saver(checkpoints(run), run.checkpoint.keep, 60 * run.launcher.timeout_minutes)
         saver.last_step = state.step
@@ -129,6 +130,14 @@ def restore(
     return folder
 
 
+def _retire_later(state: TrainState, restored: Optional[Path]) -> None:
+    """What was saved after the step that this run continues from is no longer its past."""
+    if restored is not None and dist.get_rank() == 0:
+        for folder in retire_after(checkpoints(state.run), state.step):
+            print(f"{folder.stem} is kept as {folder}", flush=True)
+    dist.barrier()
+
+
 def save(state: TrainState, text: Text, saver: Saver) -> None:
     """Begin a checkpoint of the present step (a collective call)."""
     heartbeat.at("save", state.step)
@@ -194,8 +203,9 @@ def _finish(state: TrainState, text: Text, recorder: Recorder, saver: Saver) -> 
     _save_last(state, text, recorder, saver)
     if recorder.stop_signal is not None:
         recorder.note(
-            f"stopped by {recorder.stop_signal} after step {state.step}; "
-            "the same command continues from there"
+            f"stopped by {recorder.stop_signal} after step {state.step}; the same command"
+            f"{'' if state.run.checkpoint.resume == 'auto' else ' with checkpoint.resume=auto'} "
+            "continues from there"
         )
         return
     evaluate(state, text, recorder)

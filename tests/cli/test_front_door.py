@@ -73,8 +73,17 @@ MISTAKES = {
 
 @pytest.mark.parametrize("words", MISTAKES)
 def test_a_mistake_is_told_in_one_line(
-    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def launched(*_: object, **__: object) -> None:
+        raise AssertionError("it was not refused")
+
+    # A mistake that becomes legal must fail here, not train.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("loopmoe_train.launcher.supervise.launch", launched)
     code = main(words.format(tmp=tmp_path).split())
     lines = capsys.readouterr().err.strip().splitlines()
     assert code == 2

@@ -9,6 +9,8 @@ import torch
 
 from loopmoe_train.model.build import build_gpt, layer_names, unique_name
 from loopmoe_train.model.core_config import transformer_config
+from loopmoe_train.model.mtp import take_losses
+from loopmoe_train.train.step import forward_step
 from tests.model import float64_reference as reference
 from tests.parity.worker import VOCAB, golden, samples
 
@@ -91,8 +93,7 @@ def test_multi_token_prediction(one_rank: None, heads: int) -> None:
     )
     batch = samples(run, 3, 2)  # some tokens do not count
     assert not batch.loss_mask.all()
-    ours = model(batch.tokens, batch.position_ids, None, labels=batch.labels,
-                 loss_mask=batch.loss_mask)  # fmt: skip
+    ours, _ = forward_step(iter([batch]), model)
     (ours * batch.loss_mask).sum().backward()
     main = reference.losses(batch.tokens, batch.labels, weights, run.model)
     mask = batch.loss_mask.double()
@@ -102,6 +103,11 @@ def test_multi_token_prediction(one_rank: None, heads: int) -> None:
         wanted = weights[unique_name(name, layer_names(run))].grad
         error = (parameter.grad.double() - wanted).norm() / wanted.norm()
         assert error < 1e-4, f"{name}: relative gradient error {error:.1e}"
+    if heads == 1:  # what is reported: the mean of two equal micro-batches, and nothing left
+        forward_step(iter([batch]), model)
+        mean = float(extra) / 0.3 / float(mask[:, 1:].sum())
+        assert take_losses(2) == pytest.approx([mean], rel=1e-5)
+        assert take_losses(1) == [0.0]
     # Evaluation does without the heads, and without labels.
     model.eval()
     with torch.no_grad():

@@ -9,12 +9,13 @@ import torch
 from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 from torch import Tensor
 
+from loopmoe_train.model.build import build_gpt
 from loopmoe_train.model.core_config import transformer_config
 from loopmoe_train.moe import router as router_module
 from loopmoe_train.moe.balance import VisitBalance
 from loopmoe_train.moe.router import VisitRouter
 from loopmoe_train.parallel import groups
-from tests.parity.worker import golden
+from tests.parity.worker import VOCAB, golden, samples
 
 E, K, T = 8, 3, 15
 PLAIN = ["cluster.devices=1", "parallel=data", "model.moe.z_loss_coeff=0",
@@ -133,13 +134,48 @@ def test_neither_counts_nor_attaches(one_rank: None, switch: str) -> None:
     assert not router.load.any() and not router.balance.batch_load.any()
 
 
-def test_padding_is_not_counted(one_rank: None) -> None:
-    router = _router("model.moe.capacity_factor=1.0", "model.moe.pad_to_capacity=true",
-                     "model.moe.expert_bias_update_rate=0")  # fmt: skip
+@pytest.mark.parametrize("pads", ["true", "false"])
+@pytest.mark.parametrize("scope", ["micro_batch", "expert_parallel"])
+def test_balance_does_not_depend_on_the_capacity(one_rank: None, scope: str, pads: str) -> None:
+    """Least of all when every expert is full: losses, loads and bias see what was chosen."""
+    half = ["model.moe.capacity_factor=0.5", f"model.moe.pad_to_capacity={pads}"]
+    free, limited = (_router(f"model.moe.aux_loss={scope}", *more) for more in ([], half))
+    wanted = _gradient(free, _logits())
+    assert wanted.any()
+    torch.testing.assert_close(_gradient(limited, _logits()), wanted)
+    assert torch.equal(limited.load, free.load)
+    assert torch.equal(limited.local_tokens_per_expert, free.local_tokens_per_expert)
+    assert not free.dropped.any() and limited.dropped.sum() > T * K // 4
+
+
+def test_padding_fills_up_and_is_not_counted(one_rank: None) -> None:
+    router = _router("model.moe.capacity_factor=1.0", "model.moe.pad_to_capacity=true")
     _, routing_map = router.routing(_logits())
     capacity = -(-T * K // E)
     assert routing_map.sum(0).tolist() == [capacity] * E
-    assert router.load.sum() < T * K and router.load.max() <= capacity
+    assert router.load.sum() == T * K
+    assert router.dropped.sum() == (router.load - capacity).clamp_min(0).sum() > 0
+
+
+@pytest.mark.parametrize("over", ["layer", "visit"])
+def test_whose_loads_are_counted(one_rank: None, over: str) -> None:
+    """Each visit's own, or those of all visits of the layer together."""
+    run = golden([*PLAIN, "model.moe.aux_loss=global_batch", f"model.moe.balance_over={over}"])
+    model = build_gpt(run, VOCAB, transformer_config(run))
+    batch = samples(run, 0, 2)
+    model(batch.tokens, batch.position_ids, None, labels=batch.labels)
+    each = batch.tokens.numel() * run.model.moe.top_k
+    routers = [layer.mlp.router for layer in model.decoder.layers if layer.visit.layer == 1]
+    loads = [router.balance.batch_load for router in routers]
+    counts = [router.local_tokens_per_expert for router in routers]
+    if over == "visit":
+        assert len({id(load) for load in loads}) == len({id(c) for c in counts}) == 3
+        assert [int(load.sum()) for load in loads] == [int(c.sum()) for c in counts] == [each] * 3
+        for router in routers:
+            assert torch.equal(router.balance.batch_load, router.load)
+    else:
+        assert len({id(load) for load in loads}) == 1
+        assert int(loads[0].sum()) == int(counts[0].sum()) == 3 * each
 
 
 def test_a_cast_leaves_bias_and_loads_exact() -> None:
