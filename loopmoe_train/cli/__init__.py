@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from typing import List, Optional
 
-from loopmoe_train.errors import LoopMoEError
+from loopmoe_train.errors import Interrupted, LoopMoEError
 
 VERBS = {
     "plan": "parameters and FLOPs of models; the looped model that equals a vanilla one",
@@ -34,6 +35,8 @@ Settings are Hydra overrides: `loopmoe train model=vanilla_tiny steps=100 optim.
 def main(argv: Optional[List[str]] = None) -> int:
     """Run one verb; returns the exit code. Expected failures end in one line on stderr."""
     args = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:  # the command itself, not a test in another program
+        signal.signal(signal.SIGTERM, _terminated)
     if not args or args[0] in ("-h", "--help", "help"):
         width = max(map(len, VERBS))
         print(HELP.format(verbs="\n".join(f"  {k:<{width}}  {v}" for k, v in VERBS.items())))
@@ -65,3 +68,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         hint = "set LOOPMOE_TRACEBACK=1 to see where"
         print(f"loopmoe {verb}: unexpected {where} -> {hint}", file=sys.stderr)
         return 1
+
+
+def _terminated(number: int, frame: object) -> None:
+    raise Interrupted(number, "the same command starts again where it was")

@@ -56,6 +56,8 @@ _PARTS = {
 def run(argv: List[str]) -> int:
     """Print the table or the balanced preset; returns the exit code."""
     given = _parser().parse_intermixed_args(argv)
+    if given.balance is not None and given.model_only:
+        raise Refused("--model-only and --balance are two reports", "ask for one of them")
     unique, assumption = _unique(given)
     if given.balance is not None:
         report, text = _balance(given, argv, unique, assumption)

@@ -23,6 +23,8 @@ import os
 import time
 from typing import List
 
+from loopmoe_train.errors import Refused
+
 
 def run(argv: List[str]) -> int:
     """Compose, check, prepare, launch, report; returns the exit code."""
@@ -31,6 +33,8 @@ def run(argv: List[str]) -> int:
     from loopmoe_train.launcher.supervise import launch, shown
     from loopmoe_train.train.preflight import prepare
 
+    if any(word in ("-m", "--multirun") for word in argv):
+        raise Refused("sweeps are not offered yet", "start one `loopmoe train` for each setting")
     config, _ = prepare(argv, print)
     if config.launcher.dry_run:
         print(shown(config, argv))

@@ -19,6 +19,7 @@ import xxhash
 from loopmoe_train.checkpoint import manifest as manifests
 from loopmoe_train.checkpoint import save as saving
 from loopmoe_train.checkpoint.load import load, load_newest
+from loopmoe_train.checkpoint.manifest import committed, retain, retire_after
 from loopmoe_train.checkpoint.save import Saver
 from loopmoe_train.checkpoint.state import Trained, capture
 from loopmoe_train.errors import Refused, RunFailed
@@ -74,6 +75,20 @@ def load_position(folder: Path) -> Dict[str, int]:
 def test_only_the_newest_are_kept(trained: Trained, tmp_path: Path) -> None:
     _save(trained, tmp_path, 2, 9, 10, 11, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-10", "step-11"]
+
+
+def test_later_steps_are_retired_under_names_of_their_own(tmp_path: Path) -> None:
+    for step in (2, 4, 6):
+        (tmp_path / f"step-{step}").mkdir()
+        (tmp_path / f"step-{step}" / "manifest.json").write_text("{}")
+    assert [path.name for path in retire_after(tmp_path, 4)] == ["step-6.retired"]
+    (tmp_path / "step-6").mkdir()
+    (tmp_path / "step-6" / "manifest.json").write_text("{}")
+    names = [path.name for path in retire_after(tmp_path, 2)]
+    assert names == ["step-6.retired-2", "step-4.retired"]
+    assert [path.name for path in committed(tmp_path)] == ["step-2"]
+    retain(tmp_path, 1)
+    assert len(list(tmp_path.iterdir())) == 4  # nothing that was retired is deleted
 
 
 def test_the_newest_whole_one_is_taken(trained: Trained, tmp_path: Path) -> None:

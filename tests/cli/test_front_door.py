@@ -67,6 +67,8 @@ MISTAKES = {
     "plan --balance 2/2/2x4 model=vanilla_3b --unique-experts 3": "cannot be",
     "evaluate runs/x loop.iterations=two": "not numbers of iterations",
     "evaluate runs/x loop.iterations=0..2": "nothing below 1",
+    "train -m model=loopmoe_tiny,vanilla_tiny": "sweeps are not offered yet",
+    "plan --model-only --balance 2/2/2x4 model=vanilla_3b": "two reports",
     "train learning_rate=1": "did you mean optim.lr",
 }
 

@@ -168,6 +168,24 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(place: Path, run
     assert sorted(lines) == [1, 2, 3, 4, 5, 6, 7]
     # The schedule is the one asked for now, not the one in the checkpoint.
     assert lines[7]["lr"] == pytest.approx(1e-3) and lines[3]["lr"] > 1.1e-3
+    # Of the two that are kept, none is the damaged one.
+    kept = {path.name for path in (copy / "checkpoints").glob("step-*")}
+    assert kept == {"step-6", "step-6.retired", "step-7"}
+
+
+def test_a_run_that_goes_back_gives_up_what_came_after(place: Path, run: Path) -> None:
+    copy = place / "runs" / "back"
+    shutil.copytree(run, copy)
+    step_3 = copy / "checkpoints" / "step-3"
+    words = ("name=back", "steps=5", "optim.lr=1e-3", "checkpoint.interval=0")
+    done = train(place, *words, f"checkpoint.resume={step_3}")
+    assert done.returncode == 0, done.stderr
+    assert "step-6 is kept as runs/back/checkpoints/step-6.retired" in done.stdout
+    assert sorted(records(copy, "loss")) == [1, 2, 3, 4, 5]
+    assert (step_3 / "manifest.json").exists()  # step-6 is not one of the two that are kept
+    again = train(place, *words[:1], "steps=6", *words[2:])
+    assert again.returncode == 0, again.stderr
+    assert "continues from runs/back/checkpoints/step-5" in again.stdout
 
 
 def test_no_whole_checkpoint_is_refused_by_name(place: Path, run: Path) -> None:
