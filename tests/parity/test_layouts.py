@@ -14,7 +14,7 @@ import torch
 
 from tests.dist import ranks
 
-STEPS = 3
+STEPS = 4
 LOSS, GRADIENT = 1e-6, 1e-5  # relative
 # Adam's first steps divide each gradient by its own size: rounding of a small one is not small.
 WEIGHT = 1e-4
