@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
 from torch import Tensor
 
 from loopmoe_train.config.schema import RunConfig
@@ -42,6 +43,22 @@ def training_routing(model: List[Any]) -> Dict[str, float]:
             share = sum(dropped) / sum(load)
             record[routing_key(visit.layer, visit.iteration, "dropped")] = share
     return record
+
+
+def training_mtp_losses(micro_batches: int) -> List[float]:
+    """Mean loss of each MTP head since the last call, over all ranks (a collective call); resets.
+
+    Args:
+        micro_batches: how many this rank has run since then.
+    """
+    kept = MTPLossLoggingHelper.tracker.get("values")
+    if kept is None:
+        return []
+    group = parallel_state.get_data_parallel_group()
+    sums = sum_over_ranks(kept, group)
+    kept.zero_()
+    ranks = parallel_state.get_data_parallel_world_size()
+    return [total / (ranks * max(1, micro_batches)) for total in sums]
 
 
 def probe(

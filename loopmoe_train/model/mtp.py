@@ -9,9 +9,8 @@ training only.
 
 from __future__ import annotations
 
-from typing import Any, List
+from typing import Any
 
-from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from megatron.core.transformer.moe.moe_utils import get_moe_layer_wise_logging_tracker
@@ -28,7 +27,6 @@ from torch import Tensor
 from loopmoe_train.config.schema import ModelConfig
 from loopmoe_train.model.layer_specs import visit_spec
 from loopmoe_train.model.norm import RMSNorm
-from loopmoe_train.parallel.reduce import sum_over_ranks
 from loopmoe_train.spec.visits import Visit, visits
 
 
@@ -78,19 +76,3 @@ def mtp_spec(model: ModelConfig) -> ModuleSpec:
         module=MultiTokenPredictionBlock,
         submodules=MultiTokenPredictionBlockSubmodules(layer_specs=heads),
     )
-
-
-def take_losses(micro_batches: int) -> List[float]:
-    """Mean loss of each head since the last call, over all ranks (a collective call); resets.
-
-    Args:
-        micro_batches: how many this rank has run since then.
-    """
-    kept = MTPLossLoggingHelper.tracker.get("values")
-    if kept is None:
-        return []
-    group = parallel_state.get_data_parallel_group()
-    sums = sum_over_ranks(kept, group)
-    kept.zero_()
-    ranks = parallel_state.get_data_parallel_world_size()
-    return [total / (ranks * max(1, micro_batches)) for total in sums]

@@ -18,9 +18,8 @@ from loopmoe_train.config import run_file
 from loopmoe_train.device.accelerator import accel
 from loopmoe_train.errors import LoopMoEError
 from loopmoe_train.evaluation.perplexity import Validations, gzip_bits_per_byte
-from loopmoe_train.evaluation.probe import training_routing
+from loopmoe_train.evaluation.probe import training_mtp_losses, training_routing
 from loopmoe_train.files import write_text
-from loopmoe_train.model.mtp import take_losses
 from loopmoe_train.observe.jsonl import last_steps
 from loopmoe_train.observe.metrics import set_key
 from loopmoe_train.observe.progress import Progress
@@ -131,7 +130,7 @@ class Recorder:
         if step % run.observe.log_interval and step != run.steps:
             return
         routing = training_routing(self.state.model)
-        heads = take_losses(self.micro_batches) if run.model.mtp_layers else []
+        heads = training_mtp_losses(self.micro_batches) if run.model.mtp_layers else []
         self.micro_batches = 0
         if not self.main:
             return

@@ -7,9 +7,9 @@ from typing import Dict, List
 import pytest
 import torch
 
+from loopmoe_train.evaluation.probe import training_mtp_losses
 from loopmoe_train.model.build import build_gpt, layer_names, unique_name
 from loopmoe_train.model.core_config import transformer_config
-from loopmoe_train.model.mtp import take_losses
 from loopmoe_train.train.step import forward_step
 from tests.model import float64_reference as reference
 from tests.parity.worker import VOCAB, golden, samples
@@ -106,8 +106,8 @@ def test_multi_token_prediction(one_rank: None, heads: int) -> None:
     if heads == 1:  # what is reported: the mean of two equal micro-batches, and nothing left
         forward_step(iter([batch]), model)
         mean = float(extra) / 0.3 / float(mask[:, 1:].sum())
-        assert take_losses(2) == pytest.approx([mean], rel=1e-5)
-        assert take_losses(1) == [0.0]
+        assert training_mtp_losses(2) == pytest.approx([mean], rel=1e-5)
+        assert training_mtp_losses(1) == [0.0]
     # Evaluation does without the heads, and without labels.
     model.eval()
     with torch.no_grad():
