@@ -105,7 +105,7 @@ def test_multi_token_prediction(one_rank: None, heads: int) -> None:
         assert error < 1e-4, f"{name}: relative gradient error {error:.1e}"
     if heads == 1:  # what is reported: the mean of two equal micro-batches, and nothing left
         forward_step(iter([batch]), model)
-        mean = float(extra) / 0.3 / float(mask[:, 1:].sum())
+        mean = float(extra.detach()) / 0.3 / float(mask[:, 1:].sum())
         assert training_mtp_losses(2) == pytest.approx([mean], rel=1e-5)
         assert training_mtp_losses(1) == [0.0]
     # Evaluation does without the heads, and without labels.

@@ -196,6 +196,7 @@ def test_no_whole_checkpoint_is_refused_by_name(place: Path, run: Path) -> None:
     assert "rank-1.safetensors: damaged, tensor" in _one_line(done)
 
 
+@pytest.mark.parity  # the command; tests/checkpoint/test_reshard.py has every pair of layouts
 def test_a_run_continues_on_another_layout(place: Path, run: Path) -> None:
     copy = _continued(place, run, "alone")
     done = train(place, "name=alone", "parallel=data", "cluster.devices=1", *NO_DROPOUT)
