@@ -55,7 +55,7 @@ class RankLost(LoopMoEError):
 
 
 class Interrupted(LoopMoEError):
-    """A signal ended it before anything was trained (exit code 128 + signal, as shells have it)."""
+    """A signal ended it outside training (exit code 128 + signal, as shells have it)."""
 
     def __init__(self, number: int, fix: str) -> None:
         super().__init__(f"interrupted by {signal.Signals(number).name}", fix)

@@ -24,7 +24,8 @@ from loopmoe_train.config.run_file import run_dir
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused, RunFailed
 from loopmoe_train.observe.jsonl import read_jsonl
-from loopmoe_train.train.preflight import claim, prepare
+from loopmoe_train.train.claim import claim
+from loopmoe_train.train.preflight import prepare
 
 _PATIENCE_S = 300.0  # for the run to get further
 

@@ -19,6 +19,7 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from loopmoe_train.bench.core_model import build_core
+from loopmoe_train.bench.profile import shares
 from loopmoe_train.config.run_file import run_dir
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.data.batches import Batch
@@ -89,8 +90,9 @@ def measure(run: RunConfig) -> None:
         if dist.get_rank() == 0:
             done = {side: f"{_speed(run, times[-1]):,.0f}" for side, times in seconds.items()}
             print(f"pair {block + 1}/{run.steps}: tokens/s {done}", flush=True)
+    where = shares(sides["ours"])
     if dist.get_rank() == 0:
-        table = json.dumps(_table(run, seconds, state.model), indent=1)
+        table = json.dumps({**_table(run, seconds, state.model), "where": where}, indent=1)
         (run_dir(run) / "bench.json").write_text(table)
     groups.leave()
 

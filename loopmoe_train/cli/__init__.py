@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
 import sys
 from typing import List, Optional
 
-from loopmoe_train.errors import Interrupted, LoopMoEError
+from loopmoe_train.errors import LoopMoEError
+from loopmoe_train.interrupts import interruptible
 
 VERBS = {
     "plan": "parameters and FLOPs of models; the looped model that equals a vanilla one",
@@ -28,15 +28,13 @@ usage: loopmoe VERB [setting=value ...]
 
 Settings are Hydra overrides: `loopmoe train model=vanilla_tiny steps=100 optim.lr=2e-3`.
 `loopmoe VERB --help` tells more. Exit codes: 0 done, 1 failed, 2 refused input,
-3 training stopped itself, 4 a rank was lost or hung, 130 or 143 interrupted before training.
+3 training stopped itself, 4 a rank was lost or hung, 130 or 143 interrupted outside training.
 """
 
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Run one verb; returns the exit code. Expected failures end in one line on stderr."""
     args = list(sys.argv[1:] if argv is None else argv)
-    if argv is None:  # the command itself, not a test in another program
-        signal.signal(signal.SIGTERM, _terminated)
     if not args or args[0] in ("-h", "--help", "help"):
         width = max(map(len, VERBS))
         print(HELP.format(verbs="\n".join(f"  {k:<{width}}  {v}" for k, v in VERBS.items())))
@@ -54,13 +52,11 @@ def main(argv: Optional[List[str]] = None) -> int:
         if any(word in ("-h", "--help") for word in rest) and not hasattr(module, "OWN_HELP"):
             print(module.__doc__)
             return 0
-        return int(module.run(rest))
+        with interruptible():
+            return int(module.run(rest))
     except LoopMoEError as error:
         print(f"loopmoe {verb}: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print(f"loopmoe {verb}: interrupted", file=sys.stderr)
-        return 130
     except Exception as error:
         if os.environ.get("LOOPMOE_TRACEBACK"):
             raise
@@ -68,7 +64,3 @@ def main(argv: Optional[List[str]] = None) -> int:
         hint = "set LOOPMOE_TRACEBACK=1 to see where"
         print(f"loopmoe {verb}: unexpected {where} -> {hint}", file=sys.stderr)
         return 1
-
-
-def _terminated(number: int, frame: object) -> None:
-    raise Interrupted(number, "the same command starts again where it was")

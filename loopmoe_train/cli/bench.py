@@ -76,7 +76,7 @@ def _on_ranks(module: str, overrides: List[str]) -> Dict[str, Any]:
     from loopmoe_train.config.compose import compose
     from loopmoe_train.config.run_file import run_dir, save
     from loopmoe_train.launcher.supervise import launch
-    from loopmoe_train.train.preflight import claim
+    from loopmoe_train.train.claim import claim
 
     config = compose(["experiment=bench_train", *overrides])
     claim(config)
@@ -113,6 +113,8 @@ def _show(table: Dict[str, Any]) -> None:
         span = f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
         print(f"{names[side]:22}{row['tokens_per_s']:10,.0f}{row['low']:10,.0f}{row['high']:10,.0f}"
               f"{row['ours_over_it']:12.3f}{span:>16}")  # fmt: skip
+    parts = [f"{kind} {share:.0%}" for kind, share in table["where"].items() if share]
+    print(f"a step of ours on rank 0: {', '.join(parts)}")
     sides = table["sides"]
     print(
         f"headline: ratio={sides['core']['ours_over_it']:.3f} "

@@ -46,7 +46,6 @@ def run(argv: List[str]) -> int:
         )
     configs = [load(Path(word) / "run.yaml") for word in words]
     for config in configs:
-        config.launcher.dry_run = False
         check_machine(config)
         if newest_manifest(config) is None:
             raise Refused(f"{run_dir(config)} has no checkpoint", "train it, or let it save")

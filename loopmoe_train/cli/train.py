@@ -20,10 +20,11 @@ launcher.max_restarts times without getting further).
 from __future__ import annotations
 
 import os
+import signal
 import time
 from typing import List
 
-from loopmoe_train.errors import Refused
+from loopmoe_train.errors import Interrupted, Refused
 
 
 def run(argv: List[str]) -> int:
@@ -46,5 +47,6 @@ def run(argv: List[str]) -> int:
     try:
         show([run_dir(config)])
     except KeyboardInterrupt:
-        print(f"trained and saved; `loopmoe report {run_dir(config)}` draws the report")
+        done = f"it is trained and saved: draw the report with `loopmoe report {run_dir(config)}`"
+        raise Interrupted(signal.SIGINT, done) from None
     return 0

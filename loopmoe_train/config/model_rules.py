@@ -50,7 +50,32 @@ def sizes(config: RunConfig) -> Problems:
                 f"{path}={size}: must be a multiple of {row} in {config.precision} "
                 "(the grouped matrix product takes rows of whole 16 bytes)"
             )
-    loop = model.loop
+    if moe.score_function == "softmax" and moe.expert_bias_update_rate > 0:
+        yield (
+            "model.moe.expert_bias_update_rate needs score_function=sigmoid: "
+            "set model.moe.expert_bias_update_rate=0 or model.moe.score_function=sigmoid"
+        )
+    if moe.score_function == "sigmoid" and moe.top_k > 1 and not moe.norm_topk_prob:
+        yield (
+            "model.moe.norm_topk_prob=false needs score_function=softmax (core's sigmoid router "
+            "always renormalises): set it to true or model.moe.score_function=softmax"
+        )
+    if attention.qk_norm and attention.kind == "mla":
+        yield (
+            "model.attention.qk_norm is for kind=gqa (mla always norms its latents): leave it out"
+        )
+    gains = model.depth_scaled_gains
+    if gains is not None and (len(gains) != 2 or not all(0 < gain < math.inf for gain in gains)):
+        yield (
+            f"model.depth_scaled_gains={list(gains)}: give two numbers above 0, "
+            "for attention and FFN"
+        )
+    if gains is not None and not model.sandwich_norm:
+        yield "model.depth_scaled_gains are those of the output norms: set model.sandwich_norm=true"
+
+
+def loop(config: RunConfig) -> Problems:
+    loop = config.model.loop
     if loop.min_iterations is not None and not 1 <= loop.min_iterations <= loop.iterations:
         yield (
             f"model.loop.min_iterations={loop.min_iterations}: must be from 1 to "
@@ -71,22 +96,8 @@ def sizes(config: RunConfig) -> Problems:
             "model.loop.state_injection reaches past whole layers, which memory.recompute=full "
             "runs alone: use memory=selective or keep"
         )
-    if model.loop.iteration_code_size % 2:
+    if loop.iteration_code_size % 2:
         yield "model.loop.iteration_code_size must be even (sine and cosine halves)"
-    if moe.score_function == "softmax" and moe.expert_bias_update_rate > 0:
-        yield (
-            "model.moe.expert_bias_update_rate needs score_function=sigmoid: "
-            "set model.moe.expert_bias_update_rate=0 or model.moe.score_function=sigmoid"
-        )
-    if moe.score_function == "sigmoid" and moe.top_k > 1 and not moe.norm_topk_prob:
-        yield (
-            "model.moe.norm_topk_prob=false needs score_function=softmax (core's sigmoid router "
-            "always renormalises): set it to true or model.moe.score_function=softmax"
-        )
-    if attention.qk_norm and attention.kind == "mla":
-        yield (
-            "model.attention.qk_norm is for kind=gqa (mla always norms its latents): leave it out"
-        )
 
 
 def groups(config: RunConfig) -> Problems:
@@ -146,14 +157,6 @@ def balance(config: RunConfig) -> Problems:
         )
     if moe.pad_to_capacity and moe.dispatcher != "alltoall":
         yield "model.moe.pad_to_capacity needs model.moe.dispatcher=alltoall"
-    gains = config.model.depth_scaled_gains
-    if gains is not None and (len(gains) != 2 or not all(0 < gain < math.inf for gain in gains)):
-        yield (
-            f"model.depth_scaled_gains={list(gains)}: give two numbers above 0, "
-            "for attention and FFN"
-        )
-    if gains is not None and not config.model.sandwich_norm:
-        yield "model.depth_scaled_gains are those of the output norms: set model.sandwich_norm=true"
 
 
-RULES = (sizes, groups, balance)
+RULES = (sizes, loop, groups, balance)

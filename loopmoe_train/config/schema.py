@@ -53,7 +53,7 @@ class MoEConfig:
     # over whose tokens: none | micro_batch | sequence | expert_parallel | global_batch
     aux_loss: str = "micro_batch"
     aux_loss_coeff: float = 1e-3
-    device_loss_coeff: float = 0.0  # balance over the expert-parallel ranks instead of experts
+    device_loss_coeff: float = 0.0  # one more loss, that balances the expert-parallel ranks
     balance_over: str = "layer"  # layer: all iterations of a looped layer pooled | visit: each
     z_loss_coeff: float = 0.0
     # an expert takes at most capacity_factor x its even share of a micro-batch; null: dropless

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import signal
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Any, Callable, Dict, Iterator, List, NoReturn, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import numpy as np
 
@@ -33,8 +31,9 @@ from loopmoe_train.data.progress import progress
 from loopmoe_train.data.tokenise import Tokens, Work, tokenise
 from loopmoe_train.data.tokenizer import Tokenizer, train_tokenizer
 from loopmoe_train.data.verify import verify_dataset
-from loopmoe_train.errors import Interrupted, Refused, RunFailed
+from loopmoe_train.errors import Refused, RunFailed
 from loopmoe_train.files import atomic_write, remove_leftovers
+from loopmoe_train.interrupts import interruptible
 
 Print = Callable[[str], None]
 
@@ -57,7 +56,7 @@ def ensure_prepared(
         Interrupted: by SIGINT or SIGTERM; nothing half-written is left.
     """
     folder = Path(config.data.path)
-    with _interruptible(), _only_one(folder, console_print):
+    with interruptible(), _only_one(folder, console_print):
         if not force:
             found = load_dataset(folder)
             if found is not None:
@@ -80,7 +79,7 @@ def ensure_tokenizer(config: RunConfig, console_print: Print, force: bool = Fals
         Refused: as :func:`ensure_prepared`.
     """
     folder = Path(config.data.path)
-    with _interruptible(), _only_one(folder, console_print):
+    with interruptible(), _only_one(folder, console_print):
         found = None if force else load_dataset(folder)
         if found is not None:
             _check_settings(found, config)
@@ -262,25 +261,6 @@ def _refuse_foreign_files(folder: Path) -> None:
             f"{folder} holds {', '.join(present)} but no dataset.json: not made by `loopmoe data`",
             "give another data.path=FOLDER, or overwrite them with `loopmoe data --force`",
         )
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let SIGTERM, like Ctrl-C, unwind what is being written, and tell either in one line."""
-    number = signal.SIGINT
-
-    def interrupt(received: int, frame: Optional[FrameType]) -> NoReturn:
-        nonlocal number
-        number = signal.Signals(received)
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Interrupted(number, "run the same command again") from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Dict, List
 
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.launcher.job import Job
-from loopmoe_train.train.preflight import claims
+from loopmoe_train.train.claim import claims
 from loopmoe_train.train.stop import end_with_parent
 
 

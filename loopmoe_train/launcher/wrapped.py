@@ -15,7 +15,7 @@ from typing import Dict, List, Optional
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused
 from loopmoe_train.launcher.job import Job
-from loopmoe_train.train.preflight import claims
+from loopmoe_train.train.claim import claims
 from loopmoe_train.train.stop import end_with_parent
 
 # How the launchers report a process that ended badly, by its pid; a signal is a negative code.

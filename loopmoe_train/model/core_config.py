@@ -20,15 +20,15 @@ _AUX_LOSS = {"micro_batch": "aux_loss", "sequence": "seq_aux_loss"}
 
 
 @dataclass
-class LoopConfig(TransformerConfig):
+class CoreConfig(TransformerConfig):
     """Core's configuration, and our model's for what core has no setting for."""
 
     loopmoe: ModelConfig = field(default_factory=ModelConfig)
 
 
 @dataclass
-class LoopMLAConfig(MLATransformerConfig):
-    """As :class:`LoopConfig`, with multi-head latent attention."""
+class CoreMLAConfig(MLATransformerConfig):
+    """As :class:`CoreConfig`, with multi-head latent attention."""
 
     loopmoe: ModelConfig = field(default_factory=ModelConfig)
 
@@ -77,9 +77,9 @@ def transformer_config(run: RunConfig) -> TransformerConfig:
     )
     settings |= _moe(model) | _recompute(run)
     if model.attention.kind == "mla":
-        config: TransformerConfig = LoopMLAConfig(**settings, **_mla(model))
+        config: TransformerConfig = CoreMLAConfig(**settings, **_mla(model))
     else:
-        config = LoopConfig(
+        config = CoreConfig(
             **settings,
             num_query_groups=model.attention.num_query_groups,
             kv_channels=model.attention.head_dim,

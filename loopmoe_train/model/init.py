@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from loopmoe_train.config.schema import ModelConfig
 from loopmoe_train.spec.visits import visits
 
-# Last matrices of a sublayer: scaled down by depth, as core does (GPT-2's rule).
+# Output norms of attention and FFN, in the order of ``depth_scaled_gains``.
 _GAINS = ("self_attn_bda.output_norm.weight", "mlp_bda.output_norm.weight")
+# Last matrices of a sublayer: scaled down by depth, as core does (GPT-2's rule).
 _OUTPUT = ("linear_proj.weight", "linear_fc2.weight", "experts.w2_EFD")
 
 

@@ -147,7 +147,7 @@ def _tell(error: LoopMoEError, lost_peer: bool) -> int:
 
 def _train(run: RunConfig) -> None:
     if place().rank == 0 and "LOOPMOE_SCRATCH" not in os.environ:  # else the front door has it
-        from loopmoe_train.train.preflight import claim
+        from loopmoe_train.train.claim import claim
 
         claim(run)
     # Imported here: a wrong command line or run.yaml is told without waiting for torch.

@@ -8,9 +8,7 @@ from typing import Dict
 import pytest
 
 from tests.observe.test_curves import jsonl_curves, steps, tensorboard_curves, wandb_curves
-from tests.train.test_command import _one_line, command, loopmoe, place
-
-__all__ = ["place"]
+from tests.train.small_run import command, loopmoe, one_line
 
 CANARIES = {
     "WANDB_API_KEY": "0123456789abcdef0123456789abcdefcanary01",
@@ -39,7 +37,7 @@ if "RANK" in os.environ:
 
 
 @pytest.mark.timeout(200)
-def test_no_secret_in_any_byte(place: Path) -> None:  # noqa: F811
+def test_no_secret_in_any_byte(place: Path) -> None:
     (place / "fault").mkdir()
     names = f"NAMES = {list(CANARIES)}"
     (place / "fault" / "sitecustomize.py").write_text(f"{names}\n{FAULT}")
@@ -47,7 +45,7 @@ def test_no_secret_in_any_byte(place: Path) -> None:  # noqa: F811
                     "steps=7", "launcher.max_restarts=0")  # fmt: skip
     environment: Dict[str, str] = {**CANARIES, "WANDB_CACHE_DIR": str(place / "cache")}
     failed = loopmoe(place, *words, PYTHONPATH=str(place / "fault"), **environment)
-    assert failed.returncode == 1 and "RuntimeError: refused" in _one_line(failed)
+    assert failed.returncode == 1 and "RuntimeError: refused" in one_line(failed)
     folder = place / "runs" / "canary"
     log = (folder / "logs" / "rank-0.log").read_text()
     assert "Traceback" in log and "RuntimeError: refused: *** *** *** *** ***" in log
@@ -79,11 +77,11 @@ def same_curves(folder: Path) -> None:
         assert single == pytest.approx([value for _, value in curve], rel=1e-6), name
 
 
-def test_a_setting_that_holds_a_secret_is_refused(place: Path) -> None:  # noqa: F811
+def test_a_setting_that_holds_a_secret_is_refused(place: Path) -> None:
     secret = CANARIES["HF_TOKEN"]
     words = command(place, "name=told", f"observe.sample_prompt={secret}")
     done = loopmoe(place, *words, **CANARIES)
     assert done.returncode == 2
-    assert "a setting holds the value of $HF_TOKEN" in _one_line(done)
+    assert "a setting holds the value of $HF_TOKEN" in one_line(done)
     assert secret not in done.stderr
     assert [path.name for path in (place / "runs" / "told").iterdir()] == [".lock"]
