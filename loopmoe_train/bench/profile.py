@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 # First match by the operation's name. Each exchange ends when the slowest rank has come.
 _KINDS = {
     "matrix products": ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm"),
-    "exchange and waiting": ("c10d", "gloo", "nccl", "_AllToAll", "_Gather", "_Reduce"),
+    "exchange and waiting": ("c10d", "gloo", "_AllToAll", "_Gather", "_Reduce"),
     "attention (fused)": ("_scaled_dot_product", "_flash_attention"),
     "copies and gathers": ("copy_", "cat", "index", "scatter", "gather", "fill_", "zero_"),
 }
