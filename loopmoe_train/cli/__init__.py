@@ -16,6 +16,7 @@ VERBS = {
     "evaluate": "loss and bits per byte of a trained run on held-out text",
     "data": "tokenise a corpus into Megatron .bin/.idx files",
     "tokenizer": "train a SentencePiece tokenizer on a corpus",
+    "study": "train several models with several seeds and compare them",
     "report": "draw a run folder, or compare several",
     "bench": "measure: `bench train` against megatron-core's model, `bench resume` faults",
 }

@@ -6,7 +6,8 @@ usage: loopmoe data [setting=value ...] [--force]
 The first tokenises a corpus into Megatron .bin/.idx files; a dataset that is there already is
 checked byte by byte instead. --force builds it again, whatever is in the folder.
 
-  data.source=DIR          python-stdlib, a folder, .txt, .jsonl[.gz|.zst] ("text" field),
+  data.source=DIR          python-stdlib, python-packages, a folder, .txt,
+                           .jsonl[.gz|.zst] ("text" field),
                            .parquet ("text" column), a glob of these, a list
   data.path=DIR            where the dataset goes; relative to the folder of the command
   data.valid_percent=5     share of documents held out

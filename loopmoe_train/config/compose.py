@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import List, Sequence
+from typing import Any, List, Sequence, Tuple
 
 from loopmoe_train.config.rules import check, paths
-from loopmoe_train.config.schema import RunConfig
+from loopmoe_train.config.schema import RunConfig, StudyConfig
 from loopmoe_train.errors import Refused
 
 _SYNTAX = "write GROUP=PRESET or setting=value"
@@ -45,6 +45,31 @@ def compose(overrides: Sequence[str]) -> RunConfig:
         Refused: an override that names nothing, a value of the wrong type, or a
             combination that cannot run; one line with the nearest valid names.
     """
+    config: RunConfig = _composed("train", "run_schema", RunConfig, overrides)
+    check(config)
+    return config
+
+
+def compose_study(words: Sequence[str]) -> Tuple[StudyConfig, List[str]]:
+    """Compose ``configs/study.yaml``: the study, and the settings that are for all of its runs.
+
+    Args:
+        words: ``study=NAME`` (or just NAME), ``study.KEY=VALUE`` for the study itself; the rest
+            are settings of the runs.
+
+    Raises:
+        Refused: as :func:`compose`; the runs' settings are looked at when a run is composed.
+    """
+    named = [f"study={word}" if word.isidentifier() else word for word in words]
+    own = [w for w in named if w.startswith(("study=", "study."))]
+    study: StudyConfig = _composed(
+        "study", "study_schema", StudyConfig, [word.removeprefix("study.") for word in own]
+    )
+    return study, [word for word in named if word not in own]
+
+
+def _composed(name: str, schema_name: str, schema: Any, overrides: Sequence[str]) -> Any:
+    """``configs/<name>.yaml`` with overrides, as an object of its ``schema``."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
     from hydra.core.config_store import ConfigStore
@@ -53,7 +78,7 @@ def compose(overrides: Sequence[str]) -> RunConfig:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
-    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+    ConfigStore.instance().store(name=schema_name, node=schema)
     GlobalHydra.instance().clear()
     for item in overrides:
         if item[:1] in "+~" or "=" not in item[1:]:
@@ -66,14 +91,12 @@ def compose(overrides: Sequence[str]) -> RunConfig:
             raise Refused(f"{item!r}: {why}", "quote special characters: 'key=\"a b\"'") from error
     try:
         with initialize_config_module("loopmoe_configs", version_base="1.3"):
-            node = hydra_compose("train", overrides=[_as_list(item) for item in overrides])
-        config: RunConfig = OmegaConf.to_object(node)  # type: ignore[assignment]
+            node = hydra_compose(name, overrides=[_as_list(item) for item in overrides])
+        return OmegaConf.to_object(node)
     except Refused:
         raise
     except Exception as error:  # Hydra and OmegaConf have no common base but Exception
-        raise _refused(error) from error
-    check(config)
-    return config
+        raise _refused(error, paths(schema())) from error
 
 
 def _as_list(override: str) -> str:
@@ -84,8 +107,8 @@ def _as_list(override: str) -> str:
     return override
 
 
-def _refused(error: Exception) -> Refused:
-    """Turn a composition error into one line that names the nearest valid words."""
+def _refused(error: Exception, settings: List[str]) -> Refused:
+    """Turn a composition error into one line that names the nearest valid words of ``settings``."""
     text = str(error)
     missing = re.search(r"Could not find '([^']+)/([^']*)'", text)
     if missing:
@@ -95,7 +118,6 @@ def _refused(error: Exception) -> Refused:
     unknown = re.search(r"Could not override '([^']+)'", text) or re.search(
         r"Key '([^']+)' (?:is )?not in", text
     )
-    settings = paths(RunConfig())
     if unknown and unknown.group(1) not in settings:
         key = unknown.group(1)
         return Refused(f"{key}: there is no such setting", _suggest(key, settings))

@@ -8,7 +8,7 @@ Sizes are counts of elements unless a unit stands in the comment.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import List, Optional
+from typing import Dict, List, Optional
 
 
 @dataclass
@@ -266,3 +266,22 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
+
+
+@dataclass
+class StudyConfig:
+    """A controlled comparison: runs that differ in their arm and seed alone (`loopmoe study`).
+
+    Settings are overrides as on the command line of ``loopmoe train``.
+    """
+
+    name: str = "study"
+    runs_dir: str = "runs"  # the study is the folder <runs_dir>/<name>, a run folder in it each
+    settings: List[str] = field(default_factory=list)  # of every run
+    arms: Dict[str, List[str]] = field(default_factory=dict)  # name of an arm: what makes it
+    reference: str = ""  # the arm that the others are compared with
+    # runs of one seed are a pair: they see the same documents in the same order
+    seeds: List[int] = field(default_factory=list)
+    side_by_side: int = 1  # runs at a time
+    # after so long what runs is saved and stopped, and the same command continues; null: never
+    minutes: Optional[float] = None

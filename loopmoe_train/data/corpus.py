@@ -1,6 +1,6 @@
 """Corpus: where text comes from, which documents are held out, and a fingerprint of it all.
 
-A *source* is the word ``python-stdlib``, a folder, a record file (``.jsonl``, ``.jsonl.gz``,
+A *source* is the word ``python-stdlib`` or ``python-packages``, a folder, a record file (``.jsonl``, ``.jsonl.gz``,
 ``.jsonl.zst``, ``.parquet``: a document per line or row), any other text file (one document), or
 a glob of these. A record file and its compressed form are the same documents to the fingerprint.
 """
@@ -21,11 +21,11 @@ from loopmoe_train.data.readers import plain_name, reader_of
 from loopmoe_train.errors import Refused, RunFailed
 
 PYTHON_STDLIB = "python-stdlib"
+PYTHON_PACKAGES = "python-packages"  # the .py files of what is installed beside this package
 
 # tests of the library and what is installed or built beside it are not its source
-_STDLIB_SKIPPED_FOLDERS = frozenset(
-    {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-)
+_TESTS = frozenset({"test", "tests", "idle_test", "__pycache__"})
+_STDLIB_SKIPPED_FOLDERS = _TESTS | {"site-packages", "dist-packages"}
 _STDLIB_SKIPPED_PREFIXES = ("_sysconfigdata", "config-")
 
 
@@ -177,6 +177,10 @@ def _read_source(source: str, skipped: List[str]) -> Iterator[Document]:
     if source == PYTHON_STDLIB:
         yield from _read_stdlib()
         return
+    if source == PYTHON_PACKAGES:
+        root = Path(sysconfig.get_paths()["purelib"])
+        yield from _read_folder(root, skipped, without=_TESTS, suffix=".py")
+        return
     path = Path(source).expanduser()
     matches = [path]
     if not path.exists() and glob.has_magic(source):
@@ -184,7 +188,8 @@ def _read_source(source: str, skipped: List[str]) -> Iterator[Document]:
     if not matches or not matches[0].exists():
         raise Refused(
             f"data.source '{source}' does not exist (looked from {os.getcwd()})",
-            f"give a folder, .txt, .jsonl, .parquet, a glob of these, or '{PYTHON_STDLIB}'",
+            "give a folder, .txt, .jsonl, .parquet, a glob of these, "
+            f"'{PYTHON_STDLIB}' or '{PYTHON_PACKAGES}'",
         )
     # a recursive glob such as '**' names folders beside the files in them
     files_only = len(matches) > 1 and "**" in source
@@ -229,8 +234,13 @@ def _read_stdlib() -> Iterator[Document]:
             yield Document(name, _read_text(path))
 
 
-def _read_folder(root: Path, skipped: List[str]) -> Iterator[Document]:
-    for name, path in _walk(root):
+def _read_folder(
+    root: Path, skipped: List[str], without: Container[str] = (), suffix: str = ""
+) -> Iterator[Document]:
+    """Text files below ``root`` whose names end in ``suffix``, but for folders ``without``."""
+    for name, path in _walk(root, without):
+        if not name.endswith(suffix):
+            continue
         if reader_of(path) is not None:
             yield from _read_file(path, name)
             continue

@@ -14,14 +14,18 @@ _claimed: Dict[Path, IO[str]] = {}
 
 
 def claim(run: RunConfig) -> None:
-    """Make the run folder and keep all other processes out of it for the life of this one.
+    """:func:`claim_folder` of the run folder."""
+    claim_folder(run_dir(run))
+
+
+def claim_folder(folder: Path) -> None:
+    """Make the folder and keep all other processes out of it for the life of this one.
 
     Raises:
         Refused: it cannot be written, or another process has it.
     """
     import fcntl
 
-    folder = run_dir(run)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):

@@ -35,7 +35,7 @@ def prepare(
     from loopmoe_train.config.compose import compose
 
     run = compose(overrides)
-    _anchor(run)
+    anchor(run)
     check_machine(run, devices_here)
     if run.launcher.dry_run:
         return run, None  # decides, and leaves nothing behind
@@ -48,7 +48,7 @@ def prepare(
     return run, text
 
 
-def _anchor(run: RunConfig) -> None:
+def anchor(run: RunConfig) -> None:
     """Make the places of datasets absolute, so that run.yaml means the same from every folder."""
     data = run.data
     data.path = os.path.abspath(data.path)

@@ -20,7 +20,7 @@ def assert_equal(
     exact = [x.double().requires_grad_() for x in inputs]
     out, wanted = operation(*ours, *settings), definition(*exact, *settings)
     generator = torch.Generator().manual_seed(1)
-    upstream = torch.randn(wanted.shape, generator=generator).to(out.dtype)
+    upstream = torch.randn(wanted.shape, generator=generator).to(out)
     out.backward(upstream)
     wanted.backward(upstream.double())
     assert out.dtype == inputs[0].dtype

@@ -9,15 +9,15 @@ from loopmoe_kernels.weighted_swiglu.reference import weighted_swiglu as definit
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_value_and_gradients(case: str) -> None:
+def test_value_and_gradients(case: str, device: str) -> None:
     rows, width, dtype_name = CASES[case]
     dtype = getattr(torch, dtype_name)
     generator = torch.Generator().manual_seed(0)
-    gate_up = torch.randn(rows, 2 * width, generator=generator).to(dtype).requires_grad_()
-    probs = torch.rand(rows, generator=generator).requires_grad_()  # fp32 also beside bf16
+    gate_up = torch.randn(rows, 2 * width, generator=generator).to(device, dtype).requires_grad_()
+    probs = torch.rand(rows, generator=generator).to(device).requires_grad_()  # fp32 beside bf16
     exact = [x.detach().double().requires_grad_() for x in (gate_up, probs)]
     out, wanted = weighted_swiglu(gate_up, probs), definition(*exact)
-    upstream = torch.randn(rows, width, generator=generator).to(dtype)
+    upstream = torch.randn(rows, width, generator=generator).to(device, dtype)
     out.backward(upstream)
     wanted.backward(upstream.double())
     tolerance = 2e-6 if dtype == torch.float32 else 2e-2

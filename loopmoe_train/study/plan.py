@@ -1,0 +1,148 @@
+"""From a study to its runs: composed, checked to be comparable, compared with what is there."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+from loopmoe_train.config.run_file import load, run_dir
+from loopmoe_train.config.schema import RunConfig, StudyConfig
+from loopmoe_train.errors import Refused
+from loopmoe_train.observe.metrics import read_metrics
+from loopmoe_train.train.preflight import anchor
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_OURS = ("name", "seed", "runs_dir")  # a run has them from its arm, its seed and the study
+
+# Settings that decide which samples a run sees, and how many: the same for all arms.
+_SAMPLES = (
+    "steps", "sequence_length", "global_batch_size", "batch_ramp_from", "batch_ramp_samples",
+    "eval_batches", "eval_interval", "data", "tokenizer",
+)  # fmt: skip
+
+# What may differ between a run that is there and one that is asked for: no figure depends on it.
+_FREE = ("name", "runs_dir", "observe", "launcher", "checkpoint", "memory")
+
+
+@dataclass
+class Planned:
+    """One run of the study.
+
+    Attributes:
+        words: its command line after ``loopmoe train``.
+    """
+
+    arm: str
+    seed: int
+    words: List[str]
+    run: RunConfig
+
+    @property
+    def name(self) -> str:
+        """``<arm>-<seed>``."""
+        return self.run.name
+
+    @property
+    def folder(self) -> Path:
+        """Its run folder."""
+        return run_dir(self.run)
+
+    def is_done(self) -> bool:
+        """Whether it was validated after its last step (its checkpoint may be gone since)."""
+        metrics = self.folder / "metrics.jsonl"
+        if not metrics.is_file() or not metrics.stat().st_size:
+            return False
+        steps = read_metrics(metrics).valid.get("step")
+        return steps is not None and bool(len(steps)) and steps[-1] >= self.run.steps
+
+
+def folder(study: StudyConfig) -> Path:
+    """Where the study is: its runs, its table, its pictures."""
+    return Path(study.runs_dir) / study.name
+
+
+def plan(study: StudyConfig, settings: Sequence[str]) -> List[Planned]:
+    """All runs, seed by seed, so that a study which is stopped early holds whole pairs.
+
+    Args:
+        settings: overrides for every run; what an arm sets comes after them.
+
+    Raises:
+        Refused: no study, a run that cannot be, arms that would not see the same samples, or
+            runs that are there already with other settings.
+    """
+    from loopmoe_train.config.compose import compose
+
+    _check(study, settings)
+    runs = []
+    for seed in study.seeds:
+        for arm, makes in study.arms.items():
+            own = [f"name={arm}-{seed}", f"seed={seed}", f"runs_dir={folder(study)}"]
+            words = [*study.settings, *settings, *makes, *own]
+            try:
+                run = compose(words)
+            except Refused as error:
+                raise Refused(f"arm {arm}: {error.what}", error.fix) from error
+            anchor(run)
+            runs.append(Planned(arm, seed, words, run))
+    first = runs[0]
+    for one in runs:
+        for key in _SAMPLES:
+            here, there = asdict(one.run)[key], asdict(first.run)[key]
+            if here != there:
+                raise Refused(
+                    f"arm {one.arm} has {key}={here} but {first.arm} has {there}: they would not "
+                    "see the same samples",
+                    "give it to all: study.settings, or on the command line",
+                )
+        _check_continues(study, one)
+    return runs
+
+
+def _check(study: StudyConfig, settings: Sequence[str]) -> None:
+    for name in (study.name, *study.arms):
+        if not _NAME.fullmatch(name):
+            raise Refused(f"{name!r}: not a name for a folder", "use letters, digits, . _ -")
+    if study.reference not in study.arms:
+        raise Refused(
+            f"study.reference={study.reference}: no arm of that name",
+            f"use one of {', '.join(study.arms) or '(there is none: fill study.arms)'}",
+        )
+    if len(study.arms) < 2:
+        raise Refused("study.arms has one arm", "give another to compare it with")
+    if not study.seeds or len(set(study.seeds)) < len(study.seeds):
+        raise Refused(f"study.seeds={study.seeds}", "give different ones, e.g. study.seeds=[1,2,3]")
+    if study.side_by_side < 1:
+        raise Refused(f"study.side_by_side={study.side_by_side}", "use 1 or more")
+    if study.minutes is not None and not (study.minutes > 0 and math.isfinite(study.minutes)):
+        raise Refused(f"study.minutes={study.minutes}", "use a number above 0, or null")
+    for word in settings:
+        key = word.partition("=")[0]
+        if key in _OURS:
+            raise Refused(
+                f"{word}: a study names, seeds and places its runs itself",
+                "use study.name=, study.seeds=[...], study.runs_dir=",
+            )
+
+
+def _check_continues(study: StudyConfig, planned: Planned) -> None:
+    file = planned.folder / "run.yaml"
+    if not file.is_file():
+        return
+    there, asked = _flat(asdict(load(file))), _flat(asdict(planned.run))
+    for key, value in asked.items():
+        if key.split(".")[0] not in _FREE and there.get(key) != value:
+            raise Refused(
+                f"{planned.folder} is there with {key}={there.get(key)}, and {value} is asked for",
+                "set it back, choose another study.name=, or delete the folder",
+            )
+
+
+def _flat(tree: Dict[str, Any], prefix: str = "") -> Dict[str, Any]:
+    flat: Dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

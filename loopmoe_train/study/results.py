@@ -1,0 +1,194 @@
+"""What the finished runs of a study found."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Dict, List, Optional, Sequence
+
+import numpy as np
+
+from loopmoe_train.config.schema import ModelConfig, StudyConfig
+from loopmoe_train.errors import Refused
+from loopmoe_train.observe.rundata import RunData, load_runs
+from loopmoe_train.spec.arithmetic import forward_flops_per_token, parameters
+from loopmoe_train.spec.capacity import (
+    UniqueExperts,
+    attention_ffn_ratio,
+    independent,
+    overlapping,
+    unique_experts,
+)
+from loopmoe_train.study.plan import Planned
+from loopmoe_train.study.statistics import Mean, Paired, holm, mean, paired
+
+
+@dataclass
+class Arm:
+    """One arm over its seeds.
+
+    Attributes:
+        seeds: those that are done, in order; the lists below go with them.
+        bits: validation bits per byte after the last step, one a seed.
+        steps, tokens: at the validations [V].
+        curves: [seeds, V] validation bits per byte.
+        parameters, flops: of the model; forward FLOPs per token.
+        jaccard: overlap of two iterations' expert sets, mean over seeds, layers and pairs of
+            iterations at the last probe; None if nothing is looped.
+        ratio, unique_experts: rho and distinct experts per token, with that overlap.
+        tokens_per_s: median over seeds of the runs' medians, side by side as they ran.
+        runs: read back.
+    """
+
+    name: str
+    seeds: List[int]
+    bits: List[float]
+    steps: List[int]
+    tokens: List[int]
+    curves: np.ndarray
+    parameters: int
+    flops: float
+    jaccard: Optional[float]
+    ratio: float
+    unique_experts: float
+    tokens_per_s: float
+    runs: List[RunData]
+
+    def spread(self) -> Mean:
+        """Of the bits per byte."""
+        return mean(self.bits)
+
+
+@dataclass
+class Results:
+    """Arms in the order of the study.
+
+    Attributes:
+        against_reference: arm -> its runs against the reference's of the same seeds.
+        against_previous: likewise against the arm named before it.
+        adjusted_p: Holm's, over ``against_reference``.
+        missing: names of the runs that are not done.
+    """
+
+    study: StudyConfig
+    arms: List[Arm]
+    against_reference: Dict[str, Paired]
+    against_previous: Dict[str, Paired]
+    adjusted_p: Dict[str, float]
+    missing: List[str]
+
+    def arm(self, name: str) -> Arm:
+        """By its name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def record(self) -> Dict[str, Any]:
+        """All figures, for study.json."""
+        return {
+            "study": asdict(self.study),
+            "missing": self.missing,
+            "arms": {
+                arm.name: {
+                    **{k: v for k, v in vars(arm).items() if k not in ("name", "runs", "curves")},
+                    "curves": arm.curves.tolist(),
+                    "spread": asdict(arm.spread()),
+                }
+                for arm in self.arms
+            },
+            "against_reference": {
+                name: {**asdict(pair), "p_holm": self.adjusted_p[name]}
+                for name, pair in self.against_reference.items()
+            },
+            "against_previous": {
+                name: asdict(pair) for name, pair in self.against_previous.items()
+            },
+        }
+
+
+def collect(study: StudyConfig, planned: Sequence[Planned]) -> Results:
+    """Read the runs that are done and compare the arms.
+
+    Raises:
+        Refused: an arm has no finished run yet.
+    """
+    arms, missing = [], []
+    for name in study.arms:
+        mine = [one for one in planned if one.arm == name]
+        done = [one for one in mine if one.is_done()]
+        missing += [one.name for one in mine if one not in done]
+        if not done:
+            raise Refused(f"arm {name} has no finished run yet", "let the study run on")
+        arms.append(_arm(name, done))
+    reference = next(arm for arm in arms if arm.name == study.reference)
+    others = [arm for arm in arms if arm is not reference]
+    against = {arm.name: _compare(arm, reference) for arm in others}
+    return Results(
+        study=study,
+        arms=arms,
+        against_reference=against,
+        against_previous={b.name: _compare(b, a) for a, b in zip(arms, arms[1:])},
+        adjusted_p=holm({name: pair.p for name, pair in against.items()}),
+        missing=missing,
+    )
+
+
+def gap(ours: Arm, theirs: Arm) -> np.ndarray:
+    """[common seeds, V]: difference of the two arms' validation curves, seed by seed."""
+    both = [seed for seed in ours.seeds if seed in theirs.seeds]
+    rows = [[arm.seeds.index(seed) for seed in both] for arm in (ours, theirs)]
+    return np.asarray(ours.curves[rows[0]] - theirs.curves[rows[1]])
+
+
+def _compare(ours: Arm, theirs: Arm) -> Paired:
+    both = [seed for seed in ours.seeds if seed in theirs.seeds]
+    if not both:
+        raise Refused(f"{ours.name} and {theirs.name} have no common seed yet", "let it run on")
+    return paired(*([arm.bits[arm.seeds.index(s)] for s in both] for arm in (ours, theirs)))
+
+
+def _arm(name: str, done: Sequence[Planned]) -> Arm:
+    runs = load_runs([one.folder for one in done])
+    valid = [run.metrics.valid for run in runs]
+    steps = valid[0]["step"]
+    tokens = runs[0].metrics.tokens_at(steps)
+    curves = np.stack([one["val_bits_per_byte"] for one in valid])
+    model = done[0].run.model
+    vocabulary = model.vocab_size or done[0].run.tokenizer.vocab_size
+    jaccard = _jaccard(runs)
+    unique = _unique(model, jaccard)
+    return Arm(
+        name=name,
+        seeds=[one.seed for one in done],
+        bits=curves[:, -1].tolist(),
+        steps=steps.astype(int).tolist(),
+        tokens=[] if tokens is None else tokens.astype(int).tolist(),
+        curves=curves,
+        parameters=parameters(model, vocabulary)["total"],
+        flops=sum(forward_flops_per_token(model, vocabulary, done[0].run.sequence_length).values()),
+        jaccard=jaccard,
+        ratio=attention_ffn_ratio(model, unique),
+        unique_experts=unique_experts(model, unique),
+        tokens_per_s=float(np.median([run.tokens_per_s or np.nan for run in runs])),
+        runs=runs,
+    )
+
+
+def _unique(model: ModelConfig, jaccard: Optional[float]) -> UniqueExperts:
+    """How many distinct experts the iterations reach, by the overlap that was measured."""
+    if jaccard is None:
+        return independent
+    unique = overlapping(jaccard)
+    try:
+        unique_experts(model, unique)
+    except Refused:  # no more overlap than by chance
+        return independent
+    return unique
+
+
+def _jaccard(runs: Sequence[RunData]) -> Optional[float]:
+    """Mean overlap of two different iterations at the last probe."""
+    found = []
+    for run in runs:
+        for layer in run.routing[-1].layers if run.routing else []:
+            if layer.overlap is not None:
+                apart = ~np.eye(len(layer.overlap), dtype=bool)
+                found.append(float(layer.overlap[apart].mean()))
+    return float(np.mean(found)) if found else None
