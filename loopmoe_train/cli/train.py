@@ -8,6 +8,9 @@ usage: loopmoe train [GROUP=PRESET ...] [setting=value ...]
   loopmoe train data.source=$HOME/texts data.path=datasets/texts name=texts
   loopmoe train launcher=torchrun                 or launcher=mpirun; launcher.dry_run=true
                                                   prints the command
+  loopmoe train -m model=loopmoe_tiny,vanilla_tiny optim.lr=2e-3,4e-3 name=rates
+                                                  a Hydra sweep: four runs in runs/rates, one
+                                                  after another, and a comparison
   loopmoe train 'data.mixture=[{path:datasets/web,weight:3},{path:datasets/code,weight:1}]'
 
 Groups: model parallel cluster data tokenizer optim memory checkpoint observe launcher
@@ -24,7 +27,7 @@ import signal
 import time
 from typing import List
 
-from loopmoe_train.errors import Interrupted, Refused
+from loopmoe_train.errors import Interrupted
 
 
 def run(argv: List[str]) -> int:
@@ -34,8 +37,9 @@ def run(argv: List[str]) -> int:
     from loopmoe_train.launcher.supervise import launch, shown
     from loopmoe_train.train.preflight import prepare
 
-    if any(word in ("-m", "--multirun") for word in argv):
-        raise Refused("sweeps are not offered yet", "start one `loopmoe train` for each setting")
+    words = [word for word in argv if word not in ("-m", "--multirun")]
+    if len(words) < len(argv):
+        return _sweep(words)
     config, _ = prepare(argv, print)
     if config.launcher.dry_run:
         print(shown(config, argv))
@@ -49,4 +53,25 @@ def run(argv: List[str]) -> int:
     except KeyboardInterrupt:
         done = f"it is trained and saved: draw the report with `loopmoe report {run_dir(config)}`"
         raise Interrupted(signal.SIGINT, done) from None
+    return 0
+
+
+def _sweep(words: List[str]) -> int:
+    """Train every combination of a Hydra sweep that is not done, then compare them."""
+    from loopmoe_train.cli.report import show
+    from loopmoe_train.cli.several import say_what_is_left, train_several
+    from loopmoe_train.config.compose import expand
+    from loopmoe_train.study.plan import plan_sweep
+    from loopmoe_train.train.claim import claim_folder
+
+    planned = plan_sweep(expand(words))
+    place = planned[0].folder.parent
+    claim_folder(place)
+    done = sum(one.is_done() for one in planned)
+    print(f"{place}: {len(planned)} runs, {done} done", flush=True)
+    codes = train_several(planned, side_by_side=1)
+    trained = [one.folder for one in planned if one.is_done()]
+    if trained:
+        show(trained, place)
+    say_what_is_left(planned, codes, stopped=False)
     return 0

@@ -68,6 +68,48 @@ def compose_study(words: Sequence[str]) -> Tuple[StudyConfig, List[str]]:
     return study, [word for word in named if word not in own]
 
 
+def expand(overrides: Sequence[str]) -> List[Tuple[str, List[str]]]:
+    """A Hydra sweep taken apart: (what is special about it, its overrides) for every combination.
+
+    ``model=a,b seed=range(1,3)`` gives four, called ``model-a_seed-1`` and so on.
+
+    Raises:
+        Refused: an override that cannot be read, or nothing is swept over.
+    """
+    from itertools import product
+
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    choices: List[List[str]] = []
+    swept: List[bool] = []
+    for item in overrides:
+        try:
+            parsed = OverridesParser.create().parse_override(_as_list(item))
+        except HydraException as error:
+            raise Refused(f"{item!r}: {str(error).splitlines()[0]}", _SYNTAX) from error
+        swept.append(parsed.is_sweep_override())
+        if swept[-1]:
+            key = parsed.get_key_element()
+            choices.append([f"{key}={value}" for value in parsed.sweep_string_iterator()])
+        else:
+            choices.append([item])
+    if not any(swept):
+        raise Refused(
+            "-m but no setting has several values", "e.g. model=loopmoe_tiny,vanilla_tiny"
+        )
+    return [
+        ("_".join(_in_a_name(word) for word, special in zip(words, swept) if special), list(words))
+        for words in product(*choices)
+    ]
+
+
+def _in_a_name(override: str) -> str:
+    """``optim.lr=2e-3`` as ``lr-2e-3``: fit for a folder."""
+    key, _, value = override.partition("=")
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{key.rsplit('.', 1)[-1]}-{value}").strip("-.")
+
+
 def _composed(name: str, schema_name: str, schema: Any, overrides: Sequence[str]) -> Any:
     """``configs/<name>.yaml`` with overrides, as an object of its ``schema``."""
     from hydra import compose as hydra_compose

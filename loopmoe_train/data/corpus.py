@@ -1,8 +1,9 @@
 """Corpus: where text comes from, which documents are held out, and a fingerprint of it all.
 
-A *source* is the word ``python-stdlib`` or ``python-packages``, a folder, a record file (``.jsonl``, ``.jsonl.gz``,
-``.jsonl.zst``, ``.parquet``: a document per line or row), any other text file (one document), or
-a glob of these. A record file and its compressed form are the same documents to the fingerprint.
+A *source* is the word ``python-stdlib`` or ``python-packages``, a folder, a record file
+(``.jsonl``, ``.jsonl.gz``, ``.jsonl.zst``, ``.parquet``: a document per line or row), any other
+text file (one document), or a glob of these. A record file and its compressed form are the same
+documents to the fingerprint.
 """
 
 from __future__ import annotations

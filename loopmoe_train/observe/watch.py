@@ -1,4 +1,4 @@
-"""Console of several runs at once, read from their folders: a bar each on a terminal, else lines."""
+"""Console of several runs at once, read from their folders: bars on a terminal, else lines."""
 
 from __future__ import annotations
 

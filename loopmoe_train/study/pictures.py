@@ -55,7 +55,8 @@ def _draw_ends(axes: Axes, results: Results, colours: Dict[str, str]) -> None:
         )  # fmt: skip
     axes.set_xticks(range(len(arms)), [arm.name for arm in arms])
     axes.set_xlim(-0.5, len(arms) - 0.3)
-    axes.set_title("Held-out bits per byte at the end")
+    where = "at the end" if results.step == results.steps else f"at step {results.step}"
+    axes.set_title(f"Held-out bits per byte {where}")
     axes.set_ylabel("bits per byte; mean, 95 %, thin: a seed")
 
 
@@ -101,7 +102,7 @@ def draw_loop(results: Results, path: Path) -> None:
 
 def _looped_layers(arm: Arm) -> List[int]:
     probes = [run.routing[-1] for run in arm.runs if run.routing]
-    return sorted({e.layer for probe in probes for e in probe.layers if e.overlap is not None})
+    return sorted({e.layer for probe in probes for e in probe.layers if len(e.iterations) > 1})
 
 
 def _gate(arm: Arm, layer: int, stat: str) -> Tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, List, Sequence, Tuple
 
 from loopmoe_train.config.run_file import load, run_dir
 from loopmoe_train.config.schema import RunConfig, StudyConfig
@@ -24,7 +24,10 @@ _SAMPLES = (
 )  # fmt: skip
 
 # What may differ between a run that is there and one that is asked for: no figure depends on it.
-_FREE = ("name", "runs_dir", "observe", "launcher", "checkpoint", "memory")
+_FREE = (
+    "name", "runs_dir", "observe.", "launcher.", "checkpoint.", "memory.", "data.path",
+    "data.workers",
+)  # fmt: skip
 
 
 @dataclass
@@ -50,13 +53,17 @@ class Planned:
         """Its run folder."""
         return run_dir(self.run)
 
-    def is_done(self) -> bool:
-        """Whether it was validated after its last step (its checkpoint may be gone since)."""
+    def validated(self) -> int:
+        """Step of its last validation; 0 if there was none (its checkpoint may be gone since)."""
         metrics = self.folder / "metrics.jsonl"
         if not metrics.is_file() or not metrics.stat().st_size:
-            return False
+            return 0
         steps = read_metrics(metrics).valid.get("step")
-        return steps is not None and bool(len(steps)) and steps[-1] >= self.run.steps
+        return int(steps[-1]) if steps is not None and len(steps) else 0
+
+    def is_done(self) -> bool:
+        """Whether it was validated after its last step."""
+        return self.validated() >= self.run.steps
 
 
 def folder(study: StudyConfig) -> Path:
@@ -98,7 +105,29 @@ def plan(study: StudyConfig, settings: Sequence[str]) -> List[Planned]:
                     "see the same samples",
                     "give it to all: study.settings, or on the command line",
                 )
-        _check_continues(study, one)
+        _check_continues(one)
+    return runs
+
+
+def plan_sweep(combinations: Sequence[Tuple[str, List[str]]]) -> List[Planned]:
+    """The runs of a sweep, each in a folder of its own below ``<runs_dir>/<name>``.
+
+    Args:
+        combinations: (its name in the sweep, overrides), with the same ``name`` in all.
+
+    Raises:
+        Refused: a run that cannot be, or that is there already with other settings.
+    """
+    from loopmoe_train.config.compose import compose
+
+    runs = []
+    for name, words in combinations:
+        whole = compose(words)
+        own = [f"runs_dir={run_dir(whole)}", f"name={name}"]
+        run = compose([*words, *own])
+        anchor(run)
+        runs.append(Planned(name, run.seed, [*words, *own], run))
+        _check_continues(runs[-1])
     return runs
 
 
@@ -128,21 +157,23 @@ def _check(study: StudyConfig, settings: Sequence[str]) -> None:
             )
 
 
-def _check_continues(study: StudyConfig, planned: Planned) -> None:
+def _check_continues(planned: Planned) -> None:
     file = planned.folder / "run.yaml"
     if not file.is_file():
         return
     there, asked = _flat(asdict(load(file))), _flat(asdict(planned.run))
     for key, value in asked.items():
-        if key.split(".")[0] not in _FREE and there.get(key) != value:
+        if not key.startswith(_FREE) and there.get(key) != value:
             raise Refused(
                 f"{planned.folder} is there with {key}={there.get(key)}, and {value} is asked for",
-                "set it back, choose another study.name=, or delete the folder",
+                "set it back, choose another name, or delete the folder",
             )
 
 
 def _flat(tree: Dict[str, Any], prefix: str = "") -> Dict[str, Any]:
     flat: Dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
     return flat

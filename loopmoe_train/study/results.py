@@ -1,4 +1,4 @@
-"""What the finished runs of a study found."""
+"""What the runs of a study found, at the last validation that all arms have reached."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Arm:
     """One arm over its seeds.
 
     Attributes:
-        seeds: those that are done, in order; the lists below go with them.
-        bits: validation bits per byte after the last step, one a seed.
+        seeds: those that got that far, in order; the lists below go with them.
+        bits: validation bits per byte there, one a seed.
         steps, tokens: at the validations [V].
         curves: [seeds, V] validation bits per byte.
         parameters, flops: of the model; forward FLOPs per token.
@@ -63,6 +63,7 @@ class Results:
     """Arms in the order of the study.
 
     Attributes:
+        step: at which they are compared: the last one (``steps``), if a run of each arm is done.
         against_reference: arm -> its runs against the reference's of the same seeds.
         against_previous: likewise against the arm named before it.
         adjusted_p: Holm's, over ``against_reference``.
@@ -70,6 +71,8 @@ class Results:
     """
 
     study: StudyConfig
+    step: int
+    steps: int
     arms: List[Arm]
     against_reference: Dict[str, Paired]
     against_previous: Dict[str, Paired]
@@ -84,6 +87,8 @@ class Results:
         """All figures, for study.json."""
         return {
             "study": asdict(self.study),
+            "step": self.step,
+            "steps": self.steps,
             "missing": self.missing,
             "arms": {
                 arm.name: {
@@ -104,29 +109,35 @@ class Results:
 
 
 def collect(study: StudyConfig, planned: Sequence[Planned]) -> Results:
-    """Read the runs that are done and compare the arms.
+    """Read the runs and compare the arms.
 
     Raises:
-        Refused: an arm has no finished run yet.
+        Refused: an arm has no validated run yet, or two arms have no seed in common.
     """
-    arms, missing = [], []
-    for name in study.arms:
-        mine = [one for one in planned if one.arm == name]
-        done = [one for one in mine if one.is_done()]
-        missing += [one.name for one in mine if one not in done]
-        if not done:
-            raise Refused(f"arm {name} has no finished run yet", "let the study run on")
-        arms.append(_arm(name, done))
+    reached = {one.name: one.validated() for one in planned}
+    furthest = {
+        arm: max(reached[one.name] for one in planned if one.arm == arm) for arm in study.arms
+    }
+    step = min(furthest.values())
+    if not step:
+        waiting = ", ".join(arm for arm, found in furthest.items() if not found)
+        raise Refused(f"no run of {waiting} was validated yet", "let the study run on")
+    arms = [
+        _arm(name, step, [p for p in planned if p.arm == name and reached[p.name] >= step])
+        for name in study.arms
+    ]
     reference = next(arm for arm in arms if arm.name == study.reference)
     others = [arm for arm in arms if arm is not reference]
     against = {arm.name: _compare(arm, reference) for arm in others}
     return Results(
         study=study,
+        step=step,
+        steps=planned[0].run.steps,
         arms=arms,
         against_reference=against,
         against_previous={b.name: _compare(b, a) for a, b in zip(arms, arms[1:])},
         adjusted_p=holm({name: pair.p for name, pair in against.items()}),
-        missing=missing,
+        missing=[one.name for one in planned if reached[one.name] < one.run.steps],
     )
 
 
@@ -144,25 +155,25 @@ def _compare(ours: Arm, theirs: Arm) -> Paired:
     return paired(*([arm.bits[arm.seeds.index(s)] for s in both] for arm in (ours, theirs)))
 
 
-def _arm(name: str, done: Sequence[Planned]) -> Arm:
-    runs = load_runs([one.folder for one in done])
+def _arm(name: str, step: int, planned: Sequence[Planned]) -> Arm:
+    runs = load_runs([one.folder for one in planned])
     valid = [run.metrics.valid for run in runs]
-    steps = valid[0]["step"]
+    steps = valid[0]["step"][valid[0]["step"] <= step]
     tokens = runs[0].metrics.tokens_at(steps)
-    curves = np.stack([one["val_bits_per_byte"] for one in valid])
-    model = done[0].run.model
-    vocabulary = model.vocab_size or done[0].run.tokenizer.vocab_size
+    curves = np.stack([one["val_bits_per_byte"][one["step"] <= step] for one in valid])
+    model, length = planned[0].run.model, planned[0].run.sequence_length
+    vocabulary = model.vocab_size or planned[0].run.tokenizer.vocab_size
     jaccard = _jaccard(runs)
     unique = _unique(model, jaccard)
     return Arm(
         name=name,
-        seeds=[one.seed for one in done],
+        seeds=[one.seed for one in planned],
         bits=curves[:, -1].tolist(),
         steps=steps.astype(int).tolist(),
         tokens=[] if tokens is None else tokens.astype(int).tolist(),
         curves=curves,
         parameters=parameters(model, vocabulary)["total"],
-        flops=sum(forward_flops_per_token(model, vocabulary, done[0].run.sequence_length).values()),
+        flops=sum(forward_flops_per_token(model, vocabulary, length).values()),
         jaccard=jaccard,
         ratio=attention_ffn_ratio(model, unique),
         unique_experts=unique_experts(model, unique),
@@ -188,7 +199,7 @@ def _jaccard(runs: Sequence[RunData]) -> Optional[float]:
     found = []
     for run in runs:
         for layer in run.routing[-1].layers if run.routing else []:
-            if layer.overlap is not None:
+            if layer.overlap is not None and len(layer.overlap) > 1:
                 apart = ~np.eye(len(layer.overlap), dtype=bool)
                 found.append(float(layer.overlap[apart].mean()))
     return float(np.mean(found)) if found else None

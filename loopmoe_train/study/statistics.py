@@ -64,11 +64,12 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> Paired:
     if n > 1:
         error = result.sd / math.sqrt(n)
         # All pairs differ by the same: certain, or certainly nothing.
-        p = float(2 * stats.t.sf(abs(result.mean) / error, n - 1)) if error else float(
-            result.mean == 0
+        p = (
+            float(2 * stats.t.sf(abs(result.mean) / error, n - 1))
+            if error
+            else float(result.mean == 0)
         )
-        quantiles = _quantile((1 + CONFIDENCE) / 2, n - 1) + _quantile(POWER, n - 1)
-        detectable = quantiles * error
+        detectable = _noncentrality(n - 1) * error
     return Paired(result, p, int((differences < 0).sum()), detectable)
 
 
@@ -81,6 +82,16 @@ def holm(p: Dict[str, float]) -> Dict[str, float]:
         highest = max(highest, min(1.0, (len(known) - place) * value))
         adjusted[name] = highest
     return adjusted
+
+
+def _noncentrality(degrees: int) -> float:
+    """Standard errors that a true difference must have to be found with ``POWER``."""
+    from scipy import optimize, stats
+
+    critical = _quantile((1 + CONFIDENCE) / 2, degrees)
+    return float(
+        optimize.brentq(lambda far: stats.nct.sf(critical, degrees, far) - POWER, 0, 10 * critical)
+    )
 
 
 def _quantile(level: float, degrees: int) -> float:

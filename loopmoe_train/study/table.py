@@ -12,9 +12,10 @@ from loopmoe_train.study.statistics import Mean, Paired
 def table(results: Results) -> str:
     """Three tables and a sentence for every arm, in Markdown that reads well as plain text."""
     study, arms = results.study, results.arms
+    early = "" if results.step == results.steps else f", step {results.step} of {results.steps}"
     parts = [
         f"# {study.name}: {len(arms)} arms, {max(len(arm.seeds) for arm in arms)} seeds, "
-        f"{arms[0].tokens[-1] / 1e6:.2f}M tokens a run",
+        f"{arms[0].tokens[-1] / 1e6:.2f}M tokens a run{early}",
         "",
         *_rows(
             ["arm", "parameters", "FLOPs per token", "rho", "distinct experts", "Jaccard",

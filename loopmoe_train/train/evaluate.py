@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import asdict, replace
 from typing import Any, Dict
@@ -15,6 +14,7 @@ from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.device.accelerator import select
 from loopmoe_train.evaluation.agreement import top_agreement
 from loopmoe_train.evaluation.perplexity import Validations, gzip_bits_per_byte, validate
+from loopmoe_train.evaluation.wish import Wish
 from loopmoe_train.files import write_text
 from loopmoe_train.model.iterations import running
 from loopmoe_train.parallel import groups
@@ -31,10 +31,10 @@ def evaluate(run: RunConfig) -> None:
 
     Writes ``evaluation.json`` into the run folder: step, loss (nats per token), bits_per_byte,
     tokens (predicted) and gzip9_bits_per_byte of the same text; ``sets`` has the same figures of
-    each validation set by name, where there are several. With ``LOOPMOE_ITERATIONS`` (numbers
-    with commas between), ``by_iterations`` has them for so many iterations of the loop, and
-    ``agreement``: the share of held-out tokens whose most probable successor is that of the
-    trained number of iterations.
+    each validation set by name, where there are several. With numbers of iterations asked for,
+    ``by_iterations`` has them for so many iterations of the loop, and ``agreement``: the share of
+    held-out tokens whose most probable successor is that of the trained number of iterations.
+    With tasks asked for, ``tasks`` has their metrics, also in every row of ``by_iterations``.
 
     Raises:
         Refused: there is no whole checkpoint, or it does not fit.
@@ -44,17 +44,19 @@ def evaluate(run: RunConfig) -> None:
     groups.join(run)
     try:
         text = open_text(run)
-        asked = [int(word) for word in os.environ.get("LOOPMOE_ITERATIONS", "").split(",") if word]
+        wish = Wish.from_environment()
+        asked = wish.iterations
         deepest = max([run.model.loop.iterations, *asked])
         state = build(_with_iterations(run, deepest), text.vocab_size, text.train.batch)
         restore(state, text, saved_by=run)
         result = _validate(run, state, text, run.model.loop.iterations)
         record = {"step": state.step, **_record(run, result, text)}
+        record |= _tasks(run, state, text, wish, run.model.loop.iterations)
         if asked:
             agreement = top_agreement(run, state.model, text.probe, asked)
             record["by_iterations"] = [
                 dict(iterations=count, **asdict(_validate(run, state, text, count).whole),
-                     agreement=share)
+                     agreement=share, **_tasks(run, state, text, wish, count))
                 for count, share in zip(asked, agreement)
             ]  # fmt: skip
         if dist.get_rank() == 0:
@@ -72,6 +74,15 @@ def _with_iterations(run: RunConfig, count: int) -> RunConfig:
 def _validate(run: RunConfig, state: TrainState, text: Text, count: int) -> Validations:
     with running(state.model, count):
         return validate(run, state.model, text.valid, text.token_bytes)
+
+
+def _tasks(run: RunConfig, state: TrainState, text: Text, wish: Wish, count: int) -> Dict[str, Any]:
+    if wish.tasks is None:
+        return {}
+    from loopmoe_train.evaluation.harness import score_tasks  # needs the extra `eval`
+
+    with running(state.model, count):
+        return {"tasks": score_tasks(run, state.model, text.tokenizer, wish.tasks)}
 
 
 def _record(run: RunConfig, result: Validations, text: Text) -> Dict[str, Any]:

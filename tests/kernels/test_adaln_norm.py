@@ -17,7 +17,9 @@ def test_value_and_gradients(case: str, device: str) -> None:
     scale = 1e3 if case == "large values" else 1.0
     inputs = [torch.randn(shape, generator=generator) * s for s in (scale, 0.5, 0.5)]
     tolerance = 2e-5 if dtype == torch.float32 else 2e-2
-    assert_equal(adaln_norm, definition, [x.to(device, dtype) for x in inputs], 1e-6, tolerance=tolerance)
+    assert_equal(
+        adaln_norm, definition, [x.to(device, dtype) for x in inputs], 1e-6, tolerance=tolerance
+    )
 
 
 def test_a_zero_token_is_finite() -> None:

@@ -18,7 +18,9 @@ def test_value_and_gradients(case: str, device: str) -> None:
     weight = 1 + 0.5 * torch.randn(shape[-1], generator=generator)
     inputs = [torch.randn(shape, generator=generator) * scale, weight]
     tolerance = 2e-5 if dtype == torch.float32 else 2e-2
-    assert_equal(rms_norm, definition, [x.to(device, dtype) for x in inputs], 1e-6, tolerance=tolerance)
+    assert_equal(
+        rms_norm, definition, [x.to(device, dtype) for x in inputs], 1e-6, tolerance=tolerance
+    )
 
 
 def test_a_zero_token_is_finite() -> None:

@@ -53,9 +53,30 @@ def test_evaluate_finds_the_last_validation_again(place: Path, run: Path) -> Non
     assert (run / "logs" / "evaluate" / "attempt-0.json").exists()
 
 
+TASK = """\
+task: next_piece
+dataset_path: json
+dataset_kwargs: {{data_files: {folder}/next_piece.jsonl}}
+test_split: train
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: answer
+target_delimiter: ""
+metric_list: [{{metric: acc}}]
+"""
+
+
 def test_evaluate_at_other_numbers_of_iterations(place: Path, run: Path) -> None:
     """Smoke's loop runs 3 times: that number is the evaluation itself, the others are others."""
-    done = loopmoe(place, LOOPMOE, "evaluate", "runs/first", "loop.iterations=3,4")
+    pytest.importorskip("lm_eval")
+    tasks = place / "tasks"
+    tasks.mkdir()
+    (tasks / "next_piece.yaml").write_text(TASK.format(folder=tasks))
+    questions = [{"question": "import", "choices": [" os", "%%"], "answer": 0}] * 5
+    (tasks / "next_piece.jsonl").write_text("\n".join(map(json.dumps, questions)) + "\n")
+    words = ["--tasks", "next_piece", "--task-folder", str(tasks), "--limit", "3"]
+    done = loopmoe(place, LOOPMOE, "evaluate", "runs/first", "loop.iterations=3,4", *words)
     assert done.returncode == 0, done.stderr
     result = json.loads((run / "evaluation.json").read_text())
     rows = {row["iterations"]: row for row in result["by_iterations"]}
@@ -63,6 +84,9 @@ def test_evaluate_at_other_numbers_of_iterations(place: Path, run: Path) -> None
     assert rows[3]["loss"] == result["loss"] and rows[3]["agreement"] == 1.0
     assert rows[4]["loss"] != result["loss"] and 0 < rows[4]["agreement"] <= 1
     assert "same token" in done.stdout
+    assert result["tasks"] == rows[3]["tasks"]
+    assert result["tasks"]["next_piece"]["acc,none"] in (0.0, 1.0)  # thrice the same question
+    assert "next_piece acc " in done.stdout
 
 
 def test_a_moved_run_can_be_reported_and_evaluated(place: Path, run: Path) -> None:

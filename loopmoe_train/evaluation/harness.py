@@ -1,0 +1,183 @@
+"""lm-evaluation-harness on a trained model: its tasks, our forward pass.
+
+All ranks ask the harness for the same requests in the same order and share the windows among
+them, so experts that are spread over ranks are always called together. Needs the extra ``eval``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Dict, List, Sequence, Tuple
+
+import torch
+import torch.distributed as dist
+from lm_eval import simple_evaluate
+from lm_eval.api.model import LM
+from megatron.core import parallel_state
+from torch import Tensor
+
+from loopmoe_train.config.schema import RunConfig
+from loopmoe_train.data.tokenizer import Tokenizer
+from loopmoe_train.device.accelerator import accel
+from loopmoe_train.evaluation.wish import TaskRequest, task_manager
+from loopmoe_train.parallel.reduce import sum_over_ranks
+
+BOOTSTRAPS = 1000  # of the standard errors that have no formula
+NEW_TOKENS = 256  # where a task does not say how many
+
+
+def score_tasks(
+    run: RunConfig, model: List[Any], tokenizer: Tokenizer, asked: TaskRequest
+) -> Dict[str, Dict[str, float]]:
+    """Metrics of each task by the harness's names (``acc,none``), on rank 0; {} elsewhere. A
+    collective call."""
+    chunk = model[0]
+    chunk.eval()
+    found = simple_evaluate(
+        Scorer(run, chunk, tokenizer),
+        tasks=asked.tasks,
+        num_fewshot=asked.shots,
+        limit=asked.limit,
+        task_manager=task_manager(asked),
+        bootstrap_iters=BOOTSTRAPS,
+        log_samples=False,
+        random_seed=run.seed,
+        numpy_random_seed=run.seed,
+        torch_random_seed=run.seed,
+        fewshot_random_seed=run.seed,
+    )
+    chunk.train()
+    if found is None:
+        return {}
+    return {
+        task: {name: float(value) for name, value in figures.items() if _is_number(value)}
+        for task, figures in found["results"].items()
+    }
+
+
+@dataclass
+class Window:
+    """Tokens of which the last ``counted`` are to be predicted, for request ``request``."""
+
+    request: int
+    tokens: List[int]
+    counted: int
+
+
+class Scorer(LM):
+    """The harness's view of a model.
+
+    A context begins with an end-of-document token, as documents do in training. Context and
+    continuation are tokenised apart: the tokenizer's pieces may cross words, so a joint encoding
+    could have none that ends where the context does.
+    """
+
+    def __init__(self, run: RunConfig, chunk: Any, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.run, self.chunk, self.tokenizer_ = run, chunk, tokenizer
+
+    # -- what the harness asks for ---------------------------------------------------------
+    def loglikelihood(self, requests: Sequence[Any], **_: Any) -> List[Tuple[float, bool]]:
+        """Of each (context, continuation): log probability in nats, and whether it is greedy."""
+        encode, start = self.tokenizer_.encode, [self.tokenizer_.eod_id]
+        pairs = [(start + encode(context), encode(more)) for context, more in _arguments(requests)]
+        return self._score(pairs)
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], **_: Any) -> List[float]:
+        """Log probability of each whole text."""
+        start = [self.tokenizer_.eod_id]
+        pairs = [(start, self.tokenizer_.encode(text)) for (text,) in _arguments(requests)]
+        return [score for score, _ in self._score(pairs)]
+
+    @torch.no_grad()
+    def generate_until(self, requests: Sequence[Any], **_: Any) -> List[str]:
+        """Greedy continuation of each context up to the first stop text (without it)."""
+        return [self._generate(context, wish) for context, wish in _arguments(requests)]
+
+    # -- how ---------------------------------------------------------------------------------
+    @torch.no_grad()
+    def _score(self, pairs: Sequence[Tuple[List[int], List[int]]]) -> List[Tuple[float, bool]]:
+        length, rows = self.run.sequence_length, self.run.micro_batch_size
+        windows = [
+            window
+            for request, (context, more) in enumerate(pairs)
+            for window in _windows(request, context, more, length)
+        ]
+        order = sorted(range(len(windows)), key=lambda i: -len(windows[i].tokens))
+        batches = [order[i : i + rows] for i in range(0, len(order), rows)]
+        rank = parallel_state.get_data_parallel_rank()
+        ranks = parallel_state.get_data_parallel_world_size()
+        scores = torch.zeros(len(windows), 2, dtype=torch.float64)
+        for first in range(0, len(batches), ranks):
+            longest = len(windows[batches[first][0]].tokens) - 1
+            mine = batches[first + rank] if first + rank < len(batches) else []
+            # A rank without a batch computes an empty one: others may need its experts.
+            scores[mine] = self._predict([windows[i] for i in mine], longest)
+        group = parallel_state.get_data_parallel_group()
+        whole = torch.tensor(sum_over_ranks(scores.flatten(), group)).view(-1, 2)
+        totals, misses = [0.0] * len(pairs), [0.0] * len(pairs)
+        for window, (score, missed) in zip(windows, whole.tolist()):
+            totals[window.request] += score
+            misses[window.request] += missed
+        return [(total, missed == 0) for total, missed in zip(totals, misses)]
+
+    def _predict(self, windows: Sequence[Window], longest: int) -> Tensor:
+        """Log probability and number of tokens that are not the most probable: [windows, 2]."""
+        tokens = torch.zeros(self.run.micro_batch_size, longest + 1, dtype=torch.int64)
+        counted = torch.zeros(self.run.micro_batch_size, longest, dtype=torch.bool)
+        for row, window in enumerate(windows):
+            end = len(window.tokens)
+            tokens[row, :end] = torch.tensor(window.tokens)
+            counted[row, end - 1 - window.counted : end - 1] = True
+        logits = self._logits(tokens[:, :-1]).float()
+        labels = tokens[:, 1:].to(logits.device)
+        found = logits.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1).cpu().double()
+        missed = (logits.argmax(-1) != labels).cpu()
+        both = torch.stack([(found * counted).sum(1), (missed & counted).sum(1).double()], 1)
+        return both[: len(windows)]
+
+    def _generate(self, context: str, wish: Dict[str, Any]) -> str:
+        if wish.get("do_sample") and wish.get("temperature", 1.0) > 0:
+            raise ValueError("sampled generation is not offered: the task must be greedy")
+        stops = wish.get("until") or []
+        stops = [stops] if isinstance(stops, str) else stops
+        ids = [self.tokenizer_.eod_id] + self.tokenizer_.encode(context)
+        begin, length, text = len(ids), self.run.sequence_length, ""
+        for _ in range(int(wish.get("max_gen_toks") or NEW_TOKENS)):
+            window = ids[-length:]
+            tokens = torch.tensor([window + [0] * (length - len(window))])
+            drawn = self._logits(tokens)[0, len(window) - 1].argmax().view(1)
+            dist.broadcast(drawn, src=0)  # ranks could differ in the last bit
+            if int(drawn) == self.tokenizer_.eod_id:
+                break
+            ids.append(int(drawn))
+            text = self.tokenizer_.decode(ids[begin:])
+            if any(stop in text for stop in stops):
+                break
+        for stop in stops:
+            text = text.split(stop)[0]
+        return text
+
+    def _logits(self, tokens: Tensor) -> Tensor:
+        """[b, s, vocabulary] of int64 tokens [b, s]."""
+        device = accel.current_device()
+        positions = torch.arange(tokens.shape[1], device=device).expand(tokens.shape)
+        return self.chunk(tokens.to(device), positions, None)
+
+
+def _windows(request: int, context: List[int], more: List[int], length: int) -> List[Window]:
+    """Cut ``more`` into pieces that fit, each behind as much of what precedes it as fits too."""
+    windows = []
+    for start in range(0, len(more), length):
+        piece = more[start : start + length]
+        before = (context + more[:start])[-(length + 1 - len(piece)) :]
+        windows.append(Window(request, before + piece, len(piece)))
+    return windows
+
+
+def _arguments(requests: Sequence[Any]) -> List[Tuple[Any, ...]]:
+    return [request.args for request in requests]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,97 @@
+"""The runs of a study: what they are, what is done, and what is refused."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import List
+
+import pytest
+
+from loopmoe_train.config.compose import compose_study
+from loopmoe_train.config.run_file import save
+from loopmoe_train.errors import Refused
+from loopmoe_train.spec.arithmetic import forward_flops_per_token, parameters
+from loopmoe_train.study.plan import Planned, plan
+from tests.observe.synthetic import make_run
+
+
+def planned(*words: str) -> List[Planned]:
+    return plan(*compose_study(words))
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_the_arms_of_a_preset_are_as_large_and_as_costly(name: str) -> None:
+    runs = {one.arm: one.run for one in planned(name)}
+    assert list(runs) == ["vanilla", "loop", "iter_adaln", "balanced"]
+
+    def size(arm: str) -> List[float]:
+        run = runs[arm]
+        vocabulary = run.tokenizer.vocab_size
+        flops = forward_flops_per_token(run.model, vocabulary, run.sequence_length)
+        return [parameters(run.model, vocabulary)["total"], sum(flops.values())]
+
+    # IterAdaLN costs FLOPs; balancing pays for them.
+    for arm, more in (("loop", 1.015), ("iter_adaln", 1.06), ("balanced", 1.015)):
+        ours, wanted = size(arm), size("vanilla")
+        assert ours[0] == pytest.approx(wanted[0], rel=0.01)
+        assert wanted[1] * 0.985 < ours[1] < wanted[1] * more
+
+
+def test_runs_of_a_seed_differ_in_the_model_alone() -> None:
+    runs = planned("cpu", "study.seeds=[3,4]", "steps=50")
+    assert [one.name for one in runs] == [
+        f"{arm}-{seed}" for seed in (3, 4) for arm in ("vanilla", "loop", "iter_adaln", "balanced")
+    ]
+    first, *others = ({**asdict(o.run), "model": 0, "name": 0} for o in runs if o.seed == 3)
+    assert all(other == first for other in others) and first["steps"] == 50
+    assert runs[0].folder == Path("runs/study-cpu/vanilla-3")
+
+
+def test_a_run_is_done_after_its_last_validation() -> None:
+    one = planned("cpu", "steps=60")[0]
+    assert not one.is_done()
+    make_run(one.folder, steps=60, validations=2)
+    assert one.is_done() and one.validated() == 60
+    longer = planned("cpu", "steps=80")[0]
+    assert not longer.is_done()
+
+
+REFUSED = [
+    (["nope"], "study=nope: there is no such preset -> use one of cpu, gpu"),
+    (["cpu", "study.seed=[1]"], "seed: there is no such setting"),
+    (["cpu", "study.seeds=[]"], "study.seeds=[]"),
+    (["cpu", "study.seeds=[1,1]"], "study.seeds=[1, 1]"),
+    (["cpu", "study.seeds=x"], "seeds"),
+    (["cpu", "study.reference=none_such"], "no arm of that name -> use one of vanilla, loop"),
+    (["cpu", "study.side_by_side=0"], "study.side_by_side=0"),
+    (["cpu", "study.minutes=-1"], "study.minutes=-1"),
+    (["cpu", "study.name=a/b"], "'a/b': not a name"),
+    (["cpu", "seed=3"], "seed=3: a study names, seeds and places its runs itself"),
+    (["cpu", "name=x"], "name=x"),
+    (["cpu", "stepz=3"], "arm vanilla: stepz: there is no such setting"),
+    (["cpu", "study.arms.loop=['steps=30']"], "would not see the same samples"),
+    (["cpu", "--compar"], "'--compar': not a setting"),
+]
+
+
+@pytest.mark.parametrize("words, said", REFUSED)
+def test_refused_before_anything_is_started(words: List[str], said: str) -> None:
+    with pytest.raises(Refused, match=re.escape(said)):
+        planned(*words)
+    assert not Path("runs").exists()
+
+
+def test_runs_of_other_settings_are_not_mixed_in() -> None:
+    one = planned("cpu", "optim.lr=1e-3")[2]
+    one.folder.mkdir(parents=True)
+    save(one.run, one.folder / "run.yaml")
+    planned("cpu", "optim.lr=1e-3", "observe.log_interval=5")
+    with pytest.raises(Refused, match=r"iter_adaln-1 is there with optim.lr=0.001, and 0.004"):
+        planned("cpu")
