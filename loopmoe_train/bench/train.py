@@ -86,7 +86,7 @@ def measure(run: RunConfig) -> None:
         # Every order of the sides comes up: none is always first after a pause.
         order = list(sides)[block % 3 :] + list(sides)[: block % 3]
         for side in order:
-            seconds[side].append(_time_block(sides[side]))
+            seconds[side].append(time_block(sides[side]))
         if dist.get_rank() == 0:
             done = {side: f"{_speed(run, times[-1]):,.0f}" for side, times in seconds.items()}
             print(f"pair {block + 1}/{run.steps}: tokens/s {done}", flush=True)
@@ -108,7 +108,7 @@ def _same_job(losses: Dict[str, float], precision: str) -> None:
         raise RuntimeError(f"the sides do not compute the same: first losses {losses}")
 
 
-def _time_block(step: Callable[[], Any]) -> float:
+def time_block(step: Callable[[], Any]) -> float:
     """Seconds per step over a block, all ranks in it."""
     dist.barrier()
     accel.synchronize()

@@ -3,6 +3,7 @@
 usage: loopmoe bench train [--against megatron] [--json FILE] [setting=value ...]
        loopmoe bench resume [--kills N] [--json FILE] [setting=value ...]
        loopmoe bench checkpoint [--json FILE] [setting=value ...]
+       loopmoe bench iter_adaln [--json FILE] [setting=value ...]
 
   train   tokens/s of 2 ranks with expert parallelism against megatron-core's own GPTModel
           (local specs, DotProductAttention, SequentialMLP), and against the same given
@@ -10,6 +11,8 @@ usage: loopmoe bench train [--against megatron] [--json FILE] [setting=value ...
           megatron is the default peer and the only one.
   resume  time from the kill of a random rank to its notice and to the next step, 10 kills.
   checkpoint  what a save costs the steps around it, and how many of 1,000 corruptions are found.
+  iter_adaln  what IterAdaLN costs of FLOPs, a step's time and what is kept for backward, and what
+          its fused norm saves; loopmoe_tiny in one process, model=NAME for another.
 
 Every benchmark prints a table and ends with one line `headline: name=value ...`.
 """
@@ -23,6 +26,10 @@ from typing import Any, Callable, Dict, List
 from loopmoe_train.errors import Refused
 
 INTERVAL_S = 300  # what a save's stall is set against
+_ITER_ADALN = [
+    "name=bench-iter-adaln", "cluster.devices=1", "parallel=data", "steps=15",
+    "optim.warmup_steps=1",
+]  # fmt: skip
 
 
 def run(argv: List[str]) -> int:
@@ -46,10 +53,14 @@ def run(argv: List[str]) -> int:
             names.append(word)
     show: Callable[[Dict[str, Any]], None]
     if names == ["train"]:
-        table, show = _on_ranks("loopmoe_train.bench.train", overrides), _show
+        own = ["experiment=bench_train", *overrides]
+        table, show = _on_ranks("loopmoe_train.bench.train", own), _show
     elif names == ["checkpoint"]:
-        own = ["name=bench-checkpoint", *overrides]
+        own = ["experiment=bench_train", "name=bench-checkpoint", *overrides]
         table, show = _on_ranks("loopmoe_train.bench.checkpoint", own), _show_checkpoint
+    elif names == ["iter_adaln"]:
+        own = [*_ITER_ADALN, *overrides]
+        table, show = _on_ranks("loopmoe_train.bench.iter_adaln", own), _show_iter_adaln
     elif names == ["resume"]:
         from loopmoe_train.bench import resume
         from loopmoe_train.launcher.supervise import launch
@@ -58,7 +69,7 @@ def run(argv: List[str]) -> int:
     else:
         raise Refused(
             f"bench {' '.join(names)}: there is no such benchmark",
-            "use `bench train`, `bench resume` or `bench checkpoint`",
+            "use `bench train`, `bench resume`, `bench checkpoint` or `bench iter_adaln`",
         )
     if out is not None:
         Path(out).write_text(json.dumps(table, indent=1) + "\n")
@@ -78,7 +89,7 @@ def _on_ranks(module: str, overrides: List[str]) -> Dict[str, Any]:
     from loopmoe_train.launcher.supervise import launch
     from loopmoe_train.train.claim import claim
 
-    config = compose(["experiment=bench_train", *overrides])
+    config = compose(overrides)
     claim(config)
     save(config, run_dir(config) / "run.yaml")
     launch(config, module=module)
@@ -121,4 +132,34 @@ def _show(table: Dict[str, Any]) -> None:
         f"ratio_given={sides['core_given']['ours_over_it']:.3f} "
         f"tokens_per_s={sides['ours']['tokens_per_s']:.0f} "
         f"core_tokens_per_s={sides['core']['tokens_per_s']:.0f}"
+    )
+
+
+def _show_iter_adaln(table: Dict[str, Any]) -> None:
+    names = {
+        "none": "no conditioning",
+        "composed": "IterAdaLN, composed norm",
+        "fused": "IterAdaLN, fused norm",
+    }
+    print(f"\n{table['model']}, medians of {table['blocks']} blocks")
+    print(f"{'':26}{'step':>10}{'lowest':>10}{'highest':>10}{'kept for backward':>20}")
+    for side, row in table["sides"].items():
+        print(f"{names[side]:26}{row['step_s']:8.3f} s{row['low']:8.3f} s{row['high']:8.3f} s"
+              f"{row['kept_bytes'] / 2**20:16.1f} MiB")  # fmt: skip
+    kept = {side: row["kept_bytes"] for side, row in table["sides"].items()}
+    memory = 1 - kept["none"] / kept["fused"]
+    saved = 1 - kept["fused"] / kept["composed"]
+
+    def share(figures: Dict[str, float]) -> str:
+        return f"{figures['median']:.1%} ({figures['low']:.1%} to {figures['high']:.1%})"
+
+    print(f"share of FLOPs            {table['flops_share']:.1%}")
+    print(f"share of a step, composed {share(table['time_share'])}")
+    print(f"share of a step, fused    {share(table['fused_time_share'])}")
+    print(f"the fused norm saves      {share(table['fused_saves'])} of a step, {saved:.1%} of what "
+          "is kept")  # fmt: skip
+    print(
+        f"headline: flops_share={table['flops_share']:.4f} "
+        f"time_share={table['fused_time_share']['median']:.4f} kept_share={memory:.4f} "
+        f"fused_saves_time={table['fused_saves']['median']:.4f} fused_saves_kept={saved:.4f}"
     )
