@@ -83,13 +83,20 @@ class Watch:
             self.done += 1
             bits = last.get("val_bits_per_byte")
             what = f"{bits:.4f} bits/byte" if bits is not None else "done"
-            left = self.total - self.done
-            eta = (self.clock() - self.began) / max(1, len(self.told)) * left
-            more = f", about {format_seconds(eta)} to go" if left else ""
+            more = f", about {self._to_go()} to go" if self.done < self.total else ""
             self._line(f"[{self.done}/{self.total}] {name}: {what} in {took}{more}")
         else:
             state = "stopped" if code == 0 else f"ended with code {code}"
             self._line(f"{name}: {state} after step {last.get('step', 0)}, {took}")
+
+    def _to_go(self) -> str:
+        """Time for what is left, at the pace so far; runs that are under way count by steps."""
+        going = [name for name in self.begun_at if name not in self.told]
+        parts = [last_record(self.runs[n][0] / "metrics.jsonl").get("step", 0) / self.runs[n][1]
+                 for n in going]  # fmt: skip
+        made = len(self.told) + sum(parts)
+        left = self.total - self.done - sum(parts)
+        return format_seconds((self.clock() - self.began) / made * left)
 
     def _move(self, name: str) -> None:
         folder, steps = self.runs[name]
