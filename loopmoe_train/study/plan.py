@@ -113,14 +113,15 @@ def plan_sweep(combinations: Sequence[Tuple[str, List[str]]]) -> List[Planned]:
     """The runs of a sweep, each in a folder of its own below ``<runs_dir>/<name>``.
 
     Args:
-        combinations: (its name in the sweep, overrides), with the same ``name`` in all.
+        combinations: (its name in the sweep, overrides).
 
     Raises:
-        Refused: a run that cannot be, or that is there already with other settings.
+        Refused: a run that cannot be, or that is there already with other settings; two of them
+            would have one folder.
     """
     from loopmoe_train.config.compose import compose
 
-    runs = []
+    runs: List[Planned] = []
     for name, words in combinations:
         whole = compose(words)
         own = [f"runs_dir={run_dir(whole)}", f"name={name}"]
@@ -128,6 +129,12 @@ def plan_sweep(combinations: Sequence[Tuple[str, List[str]]]) -> List[Planned]:
         anchor(run)
         runs.append(Planned(name, run.seed, [*words, *own], run))
         _check_continues(runs[-1])
+    if len({one.name for one in runs}) < len(runs) or len({o.folder.parent for o in runs}) > 1:
+        raise Refused(
+            "the runs of this sweep cannot be told apart by their settings, or lie in several "
+            "folders",
+            "give name= and runs_dir= one value each, and every other setting different ones",
+        )
     return runs
 
 

@@ -9,11 +9,11 @@ from typing import List
 
 import pytest
 
-from loopmoe_train.config.compose import compose_study
+from loopmoe_train.config.compose import compose_study, expand
 from loopmoe_train.config.run_file import save
 from loopmoe_train.errors import Refused
 from loopmoe_train.spec.arithmetic import forward_flops_per_token, parameters
-from loopmoe_train.study.plan import Planned, plan
+from loopmoe_train.study.plan import Planned, plan, plan_sweep
 from tests.observe.synthetic import make_run
 
 
@@ -93,5 +93,16 @@ def test_runs_of_other_settings_are_not_mixed_in() -> None:
     one.folder.mkdir(parents=True)
     save(one.run, one.folder / "run.yaml")
     planned("cpu", "optim.lr=1e-3", "observe.log_interval=5")
-    with pytest.raises(Refused, match=r"iter_adaln-1 is there with optim.lr=0.001, and 0.004"):
+    with pytest.raises(Refused, match=r"iter_adaln-1 is there with optim.lr=0.001, and 0.008 is"):
         planned("cpu")
+
+
+def test_the_runs_of_a_sweep() -> None:
+    runs = plan_sweep(expand(["model=loopmoe_tiny,vanilla_tiny", "steps=50", "name=both"]))
+    assert [str(one.folder) for one in runs] == [
+        "runs/both/model-loopmoe_tiny", "runs/both/model-vanilla_tiny"
+    ]  # fmt: skip
+    assert [one.run.model.name for one in runs] == ["loopmoe_tiny", "vanilla_tiny"]
+    for words in (["name=a,b"], ["seed=1,1"], ["data.path='a b','a-b'"]):
+        with pytest.raises(Refused, match="cannot be told apart"):
+            plan_sweep(expand(words))
