@@ -118,6 +118,7 @@ def _reader(gates: Dict[str, Tensor], visit: Any, branch: str) -> Any:
         put(f"beta_{branch}_abs", beta.abs().mean())
         if alpha is not None:
             put("alpha_mean", alpha.mean())
+            put("alpha_abs", alpha.abs().mean())
             # Over tokens, of the channel mean: the paper's tok_std.
             put("alpha_token_std", alpha.float().mean(-1).std())
 

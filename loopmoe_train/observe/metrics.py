@@ -43,6 +43,9 @@ ROUTING_STATS = (
 )
 GATE_STATS = (
     "alpha_mean",
+    # with a gate per channel the sign of alpha is free (the output projection's may turn with it),
+    # so its mean may vanish while the gate is open
+    "alpha_abs",
     "alpha_token_std",  # over tokens
     "gamma_attn_mean",
     "gamma_attn_abs",

@@ -132,9 +132,11 @@ def _draw_stat(axes: Axes, arm: Arm, layer: int, stat: str, **look: Any) -> bool
 
 def _draw_alpha(axes: Axes, arm: Arm, layer: int) -> None:
     axes.set_title("Attention gate alpha")
-    if not _draw_stat(axes, arm, layer, "alpha_mean", color=COLOURS[0]):
+    if not _draw_stat(axes, arm, layer, "alpha_mean", color=COLOURS[0], label="alpha"):
         say(axes, "No iteration conditioning.")
         return
+    _draw_stat(axes, arm, layer, "alpha_abs", color=COLOURS[5], ls="--", label="|alpha|")
+    axes.legend(loc="best")
     axes.set_ylabel("mean; bars: sd over seeds")
 
 

@@ -83,6 +83,7 @@ def _visit_records(rng: np.random.Generator, probe: RoutingProbe, done: float) -
             at = k / count
             gates = {
                 "alpha_mean": done * (0.6 + at * at + 0.1 * entry.layer),
+                "alpha_abs": done * (0.7 + at * at + 0.1 * entry.layer),
                 "alpha_token_std": done * 0.3 * at,
                 "gamma_attn_mean": done * (at - 0.4),
                 "gamma_attn_abs": done * (abs(at - 0.4) + 0.1),

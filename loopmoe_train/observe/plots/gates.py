@@ -56,7 +56,7 @@ def _draw_last(figure: Any, metrics: Metrics, layers: list[int]) -> None:
     _headline(figure, f"By iteration, at step {step:.0f}")
     alpha, gamma_attn, gamma_moe, beta = figure.subplots(1, 4)
     alpha.set_title("Attention gate alpha")
-    alpha.set_ylabel("mean, bars: std over tokens")
+    alpha.set_ylabel("mean, bars: std over tokens, dashed: mean |alpha|")
     gamma_attn.set_title("Attention scale gamma")
     gamma_moe.set_title("MoE scale gamma")
     beta.set_title("Shift beta")
@@ -69,6 +69,7 @@ def _draw_last(figure: Any, metrics: Metrics, layers: list[int]) -> None:
         x, mean = _by_iteration(metrics, layer, "alpha_mean")
         _, std = _by_iteration(metrics, layer, "alpha_token_std")
         alpha.errorbar(x + shift, mean, yerr=np.nan_to_num(std), capsize=3, elinewidth=1.1, **look)
+        alpha.plot(*_by_iteration(metrics, layer, "alpha_abs"), **dashed)
         for axes, part in ((gamma_attn, "attn"), (gamma_moe, "moe")):
             axes.plot(*_by_iteration(metrics, layer, f"gamma_{part}_mean"), **look)
             axes.plot(*_by_iteration(metrics, layer, f"gamma_{part}_abs"), **dashed)
