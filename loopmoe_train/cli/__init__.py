@@ -13,12 +13,12 @@ from loopmoe_train.interrupts import interruptible
 VERBS = {
     "plan": "parameters and FLOPs of models; the looped model that equals a vanilla one",
     "train": "prepare the data if needed, train, evaluate, write the report",
-    "evaluate": "loss and bits per byte of a trained run on held-out text",
+    "evaluate": "loss and bits per byte of trained runs on held-out text; tasks",
     "data": "tokenise a corpus into Megatron .bin/.idx files",
     "tokenizer": "train a SentencePiece tokenizer on a corpus",
     "study": "train several models with several seeds and compare them",
     "report": "draw a run folder, or compare several",
-    "bench": "measure: `bench train` against megatron-core's model, `bench resume` faults",
+    "bench": "measure: against megatron-core's model, faults, saves, the cost of IterAdaLN",
 }
 
 HELP = """loopmoe: pretrain looped Mixture-of-Experts language models on megatron-core

@@ -175,7 +175,8 @@ def _show_tasks(name: str, result: Dict[str, Any]) -> None:
     print(
         f"\n{name}, tasks" + (" (as trained; the loop run 1 time, 2 times ...)" if counts else "")
     )
-    print(f"{'':{width}}" + "".join(f"{head:>10}" for head, _ in columns).rstrip())
+    if counts:
+        print((" " * width + "".join(f"{head:>10}" for head, _ in columns)).rstrip())
     for label, key in _metrics(result["tasks"]):
         values = [tasks[key[0]][key[1]] for _, tasks in columns]
         print(f"{label:{width}}" + "".join(f"{value:10.4f}" for value in values))

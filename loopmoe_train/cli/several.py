@@ -62,7 +62,9 @@ def say_what_is_left(planned: Sequence[Planned], codes: Dict[str, int], stopped:
             f"{_last_line(_log(failed[0]))}",
             f"see {_log(failed[0])}; the same command starts them again",
         )
-    if left:
+    if left and stopped and not any((one.folder / "metrics.jsonl").exists() for one in left):
+        print("no run that is left has made a step: give it more time")
+    elif left:
         print(f"{len(planned) - len(left)} of {len(planned)} runs done; the same command goes on")
 
 

@@ -1,6 +1,6 @@
 """A controlled study: several models, several seeds, the same documents in the same order.
 
-usage: loopmoe study [NAME] [study.KEY=VALUE ...] [setting=value ...] [--compare]
+usage: loopmoe study NAME [study.KEY=VALUE ...] [setting=value ...] [--compare]
 
   loopmoe study cpu                         LoopMoE against its vanilla twin, on two cores
   loopmoe study gpu                         at a hundred million parameters, on one accelerator

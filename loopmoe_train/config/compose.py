@@ -54,17 +54,25 @@ def compose_study(words: Sequence[str]) -> Tuple[StudyConfig, List[str]]:
     """Compose ``configs/study.yaml``: the study, and the settings that are for all of its runs.
 
     Args:
-        words: ``study=NAME`` (or just NAME), ``study.KEY=VALUE`` for the study itself; the rest
-            are settings of the runs.
+        words: ``study=NAME`` (or just NAME), once; ``study.KEY=VALUE`` for the study itself; the
+            rest are settings of the runs.
 
     Raises:
         Refused: as :func:`compose`; the runs' settings are looked at when a run is composed.
     """
-    named = [f"study={word}" if word.isidentifier() else word for word in words]
+    named = [w if "=" in w or w[:1] in "-+~" else f"study={w}" for w in words]
     own = [w for w in named if w.startswith(("study=", "study."))]
-    study: StudyConfig = _composed(
-        "study", "study_schema", StudyConfig, [word.removeprefix("study.") for word in own]
-    )
+    if sum(word.startswith("study=") for word in own) != 1:
+        raise Refused("name one study", "e.g. loopmoe study smoke, or cpu, or gpu")
+    try:
+        study: StudyConfig = _composed(
+            "study", "study_schema", StudyConfig, [word.removeprefix("study.") for word in own]
+        )
+    except Refused as error:
+        hint = error.fix.replace("see loopmoe train --help", "see loopmoe study --help")
+        raise Refused(
+            f"the study's {error.what}", f"{hint} (its settings are study.KEY=VALUE)"
+        ) from error
     return study, [word for word in named if word not in own]
 
 
@@ -85,15 +93,16 @@ def expand(overrides: Sequence[str]) -> List[Tuple[str, List[str]]]:
     swept: List[bool] = []
     for item in overrides:
         try:
-            parsed = OverridesParser.create().parse_override(_as_list(item))
+            parsed = OverridesParser.create().parse_override(item)
+            swept.append(parsed.is_sweep_override())
+            key = parsed.get_key_element()
+            choices.append(
+                [f"{key}={value}" for value in parsed.sweep_string_iterator()]
+                if swept[-1]
+                else [item]
+            )
         except HydraException as error:
             raise Refused(f"{item!r}: {str(error).splitlines()[0]}", _SYNTAX) from error
-        swept.append(parsed.is_sweep_override())
-        if swept[-1]:
-            key = parsed.get_key_element()
-            choices.append([f"{key}={value}" for value in parsed.sweep_string_iterator()])
-        else:
-            choices.append([item])
     if not any(swept):
         raise Refused(
             "-m but no setting has several values", "e.g. model=loopmoe_tiny,vanilla_tiny"

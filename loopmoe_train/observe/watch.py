@@ -86,7 +86,7 @@ class Watch:
             more = f", about {self._to_go()} to go" if self.done < self.total else ""
             self._line(f"[{self.done}/{self.total}] {name}: {what} in {took}{more}")
         else:
-            state = "stopped" if code == 0 else f"ended with code {code}"
+            state = "stopped" if code in (0, 130, 143) else f"ended with code {code}"
             self._line(f"{name}: {state} after step {last.get('step', 0)}, {took}")
 
     def _to_go(self) -> str:

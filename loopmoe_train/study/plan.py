@@ -17,12 +17,6 @@ from loopmoe_train.train.preflight import anchor
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _OURS = ("name", "seed", "runs_dir")  # a run has them from its arm, its seed and the study
 
-# Settings that decide which samples a run sees, and how many: the same for all arms.
-_SAMPLES = (
-    "steps", "sequence_length", "global_batch_size", "batch_ramp_from", "batch_ramp_samples",
-    "eval_batches", "eval_interval", "data", "tokenizer",
-)  # fmt: skip
-
 # What may differ between a run that is there and one that is asked for: no figure depends on it.
 _FREE = (
     "name", "runs_dir", "observe.", "launcher.", "checkpoint.", "memory.", "data.path",
@@ -78,8 +72,8 @@ def plan(study: StudyConfig, settings: Sequence[str]) -> List[Planned]:
         settings: overrides for every run; what an arm sets comes after them.
 
     Raises:
-        Refused: no study, a run that cannot be, arms that would not see the same samples, or
-            runs that are there already with other settings.
+        Refused: no study, a run that cannot be, arms that differ in more than the model, or runs
+            that are there already with other settings.
     """
     from loopmoe_train.config.compose import compose
 
@@ -95,17 +89,17 @@ def plan(study: StudyConfig, settings: Sequence[str]) -> List[Planned]:
                 raise Refused(f"arm {arm}: {error.what}", error.fix) from error
             anchor(run)
             runs.append(Planned(arm, seed, words, run))
-    first = runs[0]
+    first = _flat(asdict(runs[0].run))
     for one in runs:
-        for key in _SAMPLES:
-            here, there = asdict(one.run)[key], asdict(first.run)[key]
-            if here != there:
+        for key, value in _flat(asdict(one.run)).items():
+            if not key.startswith(("model.", *_OURS)) and value != first[key]:
                 raise Refused(
-                    f"arm {one.arm} has {key}={here} but {first.arm} has {there}: they would not "
-                    "see the same samples",
+                    f"arm {one.arm} has {key}={value} but {runs[0].arm} has {first[key]}: arms may "
+                    "differ in model. alone, or it is not the model that is compared",
                     "give it to all: study.settings, or on the command line",
                 )
         _check_continues(one)
+    _check_starts(runs)
     return runs
 
 
@@ -129,6 +123,7 @@ def plan_sweep(combinations: Sequence[Tuple[str, List[str]]]) -> List[Planned]:
         anchor(run)
         runs.append(Planned(name, run.seed, [*words, *own], run))
         _check_continues(runs[-1])
+    _check_starts(runs)
     if len({one.name for one in runs}) < len(runs) or len({o.folder.parent for o in runs}) > 1:
         raise Refused(
             "the runs of this sweep cannot be told apart by their settings, or lie in several "
@@ -162,6 +157,13 @@ def _check(study: StudyConfig, settings: Sequence[str]) -> None:
                 f"{word}: a study names, seeds and places its runs itself",
                 "use study.name=, study.seeds=[...], study.runs_dir=",
             )
+
+
+def _check_starts(runs: Sequence[Planned]) -> None:
+    if any(one.run.launcher.dry_run for one in runs):
+        raise Refused(
+            "launcher.dry_run=true: several runs are not shown", "use it with one `loopmoe train`"
+        )
 
 
 def _check_continues(planned: Planned) -> None:

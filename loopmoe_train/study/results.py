@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 
 from loopmoe_train.config.schema import ModelConfig, StudyConfig
 from loopmoe_train.errors import Refused
+from loopmoe_train.observe.metrics import Series
+from loopmoe_train.observe.report import common_gzip
 from loopmoe_train.observe.rundata import RunData, load_runs
 from loopmoe_train.spec.arithmetic import forward_flops_per_token, parameters
 from loopmoe_train.spec.capacity import (
@@ -68,6 +70,8 @@ class Results:
         against_previous: likewise against the arm named before it.
         adjusted_p: Holm's, over ``against_reference``.
         missing: names of the runs that are not done.
+        validated_tokens: at most so many are predicted at a validation; None: the whole split.
+        gzip_bits: what gzip -9 needs per byte of that text, if all runs say the same.
     """
 
     study: StudyConfig
@@ -78,6 +82,8 @@ class Results:
     against_previous: Dict[str, Paired]
     adjusted_p: Dict[str, float]
     missing: List[str]
+    validated_tokens: Optional[int]
+    gzip_bits: Optional[float]
 
     def arm(self, name: str) -> Arm:
         """By its name."""
@@ -90,6 +96,8 @@ class Results:
             "step": self.step,
             "steps": self.steps,
             "missing": self.missing,
+            "validated_tokens": self.validated_tokens,
+            "gzip9_bits_per_byte": self.gzip_bits,
             "arms": {
                 arm.name: {
                     **{k: v for k, v in vars(arm).items() if k not in ("name", "runs", "curves")},
@@ -112,7 +120,8 @@ def collect(study: StudyConfig, planned: Sequence[Planned]) -> Results:
     """Read the runs and compare the arms.
 
     Raises:
-        Refused: an arm has no validated run yet, or two arms have no seed in common.
+        Refused: an arm has no validated run yet, two arms have no seed in common, or the runs
+            were trained on different texts.
     """
     reached = {one.name: one.validated() for one in planned}
     furthest = {
@@ -128,15 +137,19 @@ def collect(study: StudyConfig, planned: Sequence[Planned]) -> Results:
     ]
     reference = next(arm for arm in arms if arm.name == study.reference)
     others = [arm for arm in arms if arm is not reference]
-    against = {arm.name: _compare(arm, reference) for arm in others}
+    against = {arm.name: _compare(arm, reference, len(others)) for arm in others}
+    run, all_runs = planned[0].run, [run for arm in arms for run in arm.runs]
+    _check_same_text(all_runs)
     return Results(
         study=study,
         step=step,
-        steps=planned[0].run.steps,
+        steps=run.steps,
         arms=arms,
         against_reference=against,
         against_previous={b.name: _compare(b, a) for a, b in zip(arms, arms[1:])},
         adjusted_p=holm({name: pair.p for name, pair in against.items()}),
+        validated_tokens=run.eval_batches * run.global_batch_size * run.sequence_length or None,
+        gzip_bits=common_gzip(all_runs),
         missing=[one.name for one in planned if reached[one.name] < one.run.steps],
     )
 
@@ -148,15 +161,26 @@ def gap(ours: Arm, theirs: Arm) -> np.ndarray:
     return np.asarray(ours.curves[rows[0]] - theirs.curves[rows[1]])
 
 
-def _compare(ours: Arm, theirs: Arm) -> Paired:
+def _compare(ours: Arm, theirs: Arm, comparisons: int = 1) -> Paired:
     both = [seed for seed in ours.seeds if seed in theirs.seeds]
     if not both:
         raise Refused(f"{ours.name} and {theirs.name} have no common seed yet", "let it run on")
-    return paired(*([arm.bits[arm.seeds.index(s)] for s in both] for arm in (ours, theirs)))
+    first, second = ([arm.bits[arm.seeds.index(s)] for s in both] for arm in (ours, theirs))
+    return paired(first, second, comparisons)
+
+
+def _check_same_text(runs: Sequence[RunData]) -> None:
+    known = [run for run in runs if run.summary.get("dataset") is not None]
+    for run in known:
+        if run.summary["dataset"] != known[0].summary["dataset"]:
+            raise Refused(
+                f"{run.folder} and {known[0].folder} were trained on different texts",
+                "delete one of them, or choose another study.name=",
+            )
 
 
 def _arm(name: str, step: int, planned: Sequence[Planned]) -> Arm:
-    runs = load_runs([one.folder for one in planned])
+    runs = [_until(run, step) for run in load_runs([one.folder for one in planned])]
     valid = [run.metrics.valid for run in runs]
     steps = valid[0]["step"][valid[0]["step"] <= step]
     tokens = runs[0].metrics.tokens_at(steps)
@@ -180,6 +204,20 @@ def _arm(name: str, step: int, planned: Sequence[Planned]) -> Arm:
         tokens_per_s=float(np.median([run.tokens_per_s or np.nan for run in runs])),
         runs=runs,
     )
+
+
+def _until(run: RunData, step: int) -> RunData:
+    """Without the probes after ``step``."""
+    gates = {
+        visit: {
+            name: Series(series.step[series.step <= step], series.value[series.step <= step])
+            for name, series in curves.items()
+            if (series.step <= step).any()
+        }
+        for visit, curves in run.metrics.gates.items()
+    }
+    probes = [probe for probe in run.routing if probe.step <= step]
+    return replace(run, metrics=replace(run.metrics, gates=gates), routing=probes)
 
 
 def _unique(model: ModelConfig, jaccard: Optional[float]) -> UniqueExperts:

@@ -34,7 +34,8 @@ class Paired:
         difference: their mean with its interval.
         p: two-sided, of the paired t-test; NaN for one pair.
         below: pairs in which the first was lower.
-        detectable: a true difference that such a study finds (p < 0.05) 8 times in 10.
+        detectable: a true difference that such a study finds 8 times in 10, also if it is the
+            first of its comparisons that Holm looks at.
     """
 
     difference: Mean
@@ -54,8 +55,12 @@ def mean(values: Sequence[float]) -> Mean:
     return Mean(n, middle, sd, middle - half, middle + half)
 
 
-def paired(ours: Sequence[float], theirs: Sequence[float]) -> Paired:
-    """``ours - theirs``, pair by pair (the same length, at least one)."""
+def paired(ours: Sequence[float], theirs: Sequence[float], comparisons: int = 1) -> Paired:
+    """``ours - theirs``, pair by pair (the same length, at least one).
+
+    Args:
+        comparisons: how many are made together (for ``detectable``; ``p`` is not adjusted).
+    """
     from scipy import stats
 
     differences = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
@@ -69,7 +74,7 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> Paired:
             if error
             else float(result.mean == 0)
         )
-        detectable = _noncentrality(n - 1) * error
+        detectable = _noncentrality(n - 1, comparisons) * error
     return Paired(result, p, int((differences < 0).sum()), detectable)
 
 
@@ -84,11 +89,11 @@ def holm(p: Dict[str, float]) -> Dict[str, float]:
     return adjusted
 
 
-def _noncentrality(degrees: int) -> float:
+def _noncentrality(degrees: int, comparisons: int) -> float:
     """Standard errors that a true difference must have to be found with ``POWER``."""
     from scipy import optimize, stats
 
-    critical = _quantile((1 + CONFIDENCE) / 2, degrees)
+    critical = _quantile(1 - (1 - CONFIDENCE) / 2 / comparisons, degrees)
     return float(
         optimize.brentq(lambda far: stats.nct.sf(critical, degrees, far) - POWER, 0, 10 * critical)
     )

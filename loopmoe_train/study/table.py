@@ -37,7 +37,8 @@ def table(results: Results) -> str:
         "FLOPs: forward, IterAdaLN counted. rho: attention / FFN weights that a token uses, with "
         "the overlap (Jaccard) of expert sets that was measured.",
         "",
-        "Held-out bits per byte, mean and 95 % interval over seeds; pairs are runs of one seed:",
+        f"Bits per byte of {_text(results)}; means and 95 % intervals over seeds, each for itself. "
+        "Pairs are runs of one seed:",
         "",
         *_rows(
             ["arm", "seeds", "bits per byte", "sd"],
@@ -62,7 +63,7 @@ def sentence(results: Results, name: str) -> str:
     """What the comparison of an arm with the reference comes to."""
     pair, p = results.against_reference[name], results.adjusted_p[name]
     reference, low, high = results.study.reference, pair.difference.low, pair.difference.high
-    if math.isnan(p):
+    if pair.difference.n == 1:
         return f"- {name}: one pair, {pair.difference.mean:+.4f}; no interval from one seed."
     if p < 0.05:
         word = "better" if pair.difference.mean < 0 else "worse"
@@ -75,6 +76,12 @@ def sentence(results: Results, name: str) -> str:
         f"({low:+.4f} to {high:+.4f}), p = {p:.2g}; a true difference of {pair.detectable:.4f} "
         "would be found 8 times in 10."
     )
+
+
+def _text(results: Results) -> str:
+    tokens, gzip = results.validated_tokens, results.gzip_bits
+    text = f"the first {tokens:,} tokens held out" if tokens else "all text held out"
+    return text + (f" (gzip -9: {gzip:.3f})" if gzip else "")
 
 
 def _comparisons(results: Results, reference: str) -> Iterator[str]:

@@ -92,6 +92,7 @@ class Recorder:
         self.summary["gzip9_bits_per_byte"] = gzip_bits_per_byte(
             run, self.text.valid, self.text.tokenizer
         )
+        self.summary["dataset"] = self.text.mixture.identity
         self.progress.start()
         total = self.summary["parameters"] / 1e6
         active = self.summary["active_parameters"] / 1e6

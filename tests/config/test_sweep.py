@@ -20,9 +20,14 @@ def test_ranges_and_lists() -> None:
     assert [name for name, _ in expand(["seed=range(1,4)"])] == ["seed-1", "seed-2", "seed-3"]
     ((name, words), _) = expand(["data.source=[/a/x,/b],[/c]", "steps=1"])
     assert words[0] == "data.source=[/a/x,/b]" and "/" not in name
+    assert [words for _, words in expand(["data.source=/a,/b"])] == [
+        ["data.source=/a"], ["data.source=/b"]
+    ]  # fmt: skip
 
 
-@pytest.mark.parametrize("words", [["steps=5"], ["steps=1,"], []])
+@pytest.mark.parametrize(
+    "words", [["steps=5"], ["steps=1,"], [], ["model=glob(loop*)"], ["steps=interval(1,2)"]]
+)
 def test_refused(words: list[str]) -> None:
     with pytest.raises(Refused):
         expand(words)

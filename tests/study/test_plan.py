@@ -65,7 +65,7 @@ def test_a_run_is_done_after_its_last_validation() -> None:
 
 REFUSED = [
     (["nope"], "study=nope: there is no such preset -> use one of cpu, gpu"),
-    (["cpu", "study.seed=[1]"], "seed: there is no such setting"),
+    (["cpu", "study.seed=[1]"], "the study's seed: there is no such setting"),
     (["cpu", "study.seeds=[]"], "study.seeds=[]"),
     (["cpu", "study.seeds=[1,1]"], "study.seeds=[1, 1]"),
     (["cpu", "study.seeds=x"], "seeds"),
@@ -76,7 +76,13 @@ REFUSED = [
     (["cpu", "seed=3"], "seed=3: a study names, seeds and places its runs itself"),
     (["cpu", "name=x"], "name=x"),
     (["cpu", "stepz=3"], "arm vanilla: stepz: there is no such setting"),
-    (["cpu", "study.arms.loop=['steps=30']"], "would not see the same samples"),
+    (["cpu", "study.arms.loop=['steps=30']"], "loop has steps=30 but vanilla has 400"),
+    (["cpu", "study.arms.loop=['optim.lr=1e-3']"], "arms may differ in model. alone"),
+    (["cpu", "study.arms.loop=['precision=bf16']"], "arm loop has precision=bf16"),
+    (["cpu", "launcher.dry_run=true"], "several runs are not shown"),
+    ([], "name one study"),
+    (["cpu", "smoke"], "name one study"),
+    (["my-study"], "study=my-study: there is no such preset -> use one of"),
     (["cpu", "--compar"], "'--compar': not a setting"),
 ]
 

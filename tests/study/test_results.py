@@ -74,6 +74,25 @@ def test_without_a_finished_run_an_arm_is_compared_where_it_got_to(runs: List[Pl
         collected(runs)
 
 
+def test_what_was_seen_later_than_the_comparison_is_left_out(runs: List[Planned]) -> None:
+    for one in runs:
+        if one.arm == "vanilla":
+            metrics = one.folder / "metrics.jsonl"
+            lines = [x for x in metrics.read_text().splitlines() if json.loads(x)["step"] <= 40]
+            metrics.write_text("\n".join(lines) + "\n")
+    early = collected(runs)
+    (run, *_) = early.arm("loop").runs
+    assert early.step == 30 and max(probe.step for probe in run.routing) == 30
+    assert {s.step[-1] for curves in run.metrics.gates.values() for s in curves.values()} == {30}
+
+
+def test_runs_on_different_texts_are_not_compared(runs: List[Planned]) -> None:
+    for one, text in zip(runs, ("a", "a", "b")):
+        (one.folder / "summary.json").write_text(json.dumps({"dataset": text}))
+    with pytest.raises(Refused, match="were trained on different texts"):
+        collected(runs)
+
+
 def test_compare_writes_everything(runs: List[Planned], capsys: pytest.CaptureFixture) -> None:
     assert cli.run([*WORDS, "--compare"]) == 0
     folder = Path("runs/study-cpu")

@@ -51,6 +51,16 @@ def test_a_detectable_difference_is_found_eight_times_in_ten() -> None:
     )
 
 
+def test_several_comparisons_need_a_larger_difference() -> None:
+    """Of three, the strictest step of Holm is at a third of 0.05."""
+    rng = np.random.default_rng(0)
+    studies = rng.normal(size=(3000, 6))
+    one = paired(studies[0], np.zeros(6), comparisons=3)
+    effect = one.detectable / one.difference.sd
+    found = stats.ttest_1samp(studies - effect, 0, axis=1).pvalue < 0.05 / 3
+    assert np.mean(found) == pytest.approx(0.8, abs=0.03)
+
+
 def test_holm() -> None:
     assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx(
         {"a": 0.03, "b": 0.06, "c": 0.06}
