@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import gcd
 from pathlib import Path
 from typing import List, NamedTuple
 
@@ -22,8 +23,9 @@ BILLION = 1e9
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_it_is_accepted_by_the_rules_on_a_large_cluster(name: str) -> None:
+    experts = compose([f"model={name}", "parallel=data"]).model.moe.num_experts
     run = compose([f"model={name}", "cluster=ascend_a2", "cluster.devices=64", "precision=bf16",
-                   "parallel.expert_parallel_size=8", "global_batch_size=256",
+                   f"parallel.expert_parallel_size={gcd(8, experts)}", "global_batch_size=256",
                    "sequence_length=4096"])  # fmt: skip
     assert problems(run) == [] and run.model.name == name
 
