@@ -55,35 +55,35 @@ def test_runs_of_a_seed_differ_in_the_model_alone() -> None:
 
 
 def test_a_run_is_done_after_its_last_validation() -> None:
-    one = planned("cpu", "steps=60")[0]
+    one = planned("smoke", "steps=60")[0]
     assert not one.is_done()
     make_run(one.folder, steps=60, validations=2)
     assert one.is_done() and one.validated() == 60
-    longer = planned("cpu", "steps=80")[0]
+    longer = planned("smoke", "steps=80")[0]
     assert not longer.is_done()
 
 
 REFUSED = [
     (["nope"], "study=nope: there is no such preset -> use one of cpu, gpu"),
-    (["cpu", "study.seed=[1]"], "the study's seed: there is no such setting"),
-    (["cpu", "study.seeds=[]"], "study.seeds=[]"),
-    (["cpu", "study.seeds=[1,1]"], "study.seeds=[1, 1]"),
-    (["cpu", "study.seeds=x"], "seeds"),
-    (["cpu", "study.reference=none_such"], "no arm of that name -> use one of vanilla, loop"),
-    (["cpu", "study.side_by_side=0"], "study.side_by_side=0"),
-    (["cpu", "study.minutes=-1"], "study.minutes=-1"),
-    (["cpu", "study.name=a/b"], "'a/b': not a name"),
-    (["cpu", "seed=3"], "seed=3: a study names, seeds and places its runs itself"),
-    (["cpu", "name=x"], "name=x"),
-    (["cpu", "stepz=3"], "arm vanilla: stepz: there is no such setting"),
-    (["cpu", "study.arms.loop=['steps=30']"], "loop has steps=30 but vanilla has 400"),
-    (["cpu", "study.arms.loop=['optim.lr=1e-3']"], "arms may differ in model. alone"),
-    (["cpu", "study.arms.loop=['precision=bf16']"], "arm loop has precision=bf16"),
-    (["cpu", "launcher.dry_run=true"], "several runs are not shown"),
+    (["smoke", "study.seed=[1]"], "the study's seed: there is no such setting"),
+    (["smoke", "study.seeds=[]"], "study.seeds=[]"),
+    (["smoke", "study.seeds=[1,1]"], "study.seeds=[1, 1]"),
+    (["smoke", "study.seeds=x"], "seeds"),
+    (["smoke", "study.reference=none_such"], "no arm of that name -> use one of vanilla, loop"),
+    (["smoke", "study.side_by_side=0"], "study.side_by_side=0"),
+    (["smoke", "study.minutes=-1"], "study.minutes=-1"),
+    (["smoke", "study.name=a/b"], "'a/b': not a name"),
+    (["smoke", "seed=3"], "seed=3: a study names, seeds and places its runs itself"),
+    (["smoke", "name=x"], "name=x"),
+    (["smoke", "stepz=3"], "arm vanilla: stepz: there is no such setting"),
+    (["smoke", "study.arms.loop=['steps=30']"], "loop has steps=30 but vanilla has 20"),
+    (["smoke", "study.arms.loop=['optim.lr=1e-3']"], "arms may differ in model. alone"),
+    (["smoke", "study.arms.loop=['precision=bf16']"], "arm loop has precision=bf16"),
+    (["smoke", "launcher.dry_run=true"], "several runs are not shown"),
     ([], "name one study"),
-    (["cpu", "smoke"], "name one study"),
+    (["smoke", "gpu"], "name one study"),
     (["my-study"], "study=my-study: there is no such preset -> use one of"),
-    (["cpu", "--compar"], "'--compar': not a setting"),
+    (["smoke", "--compar"], "'--compar': not a setting"),
 ]
 
 
@@ -95,12 +95,12 @@ def test_refused_before_anything_is_started(words: List[str], said: str) -> None
 
 
 def test_runs_of_other_settings_are_not_mixed_in() -> None:
-    one = planned("cpu", "optim.lr=1e-3")[2]
+    one = planned("smoke", "optim.lr=1e-3")[1]
     one.folder.mkdir(parents=True)
     save(one.run, one.folder / "run.yaml")
-    planned("cpu", "optim.lr=1e-3", "observe.log_interval=5")
-    with pytest.raises(Refused, match=r"iter_adaln-1 is there with optim.lr=0.001, and 0.008 is"):
-        planned("cpu")
+    planned("smoke", "optim.lr=1e-3", "observe.log_interval=5")
+    with pytest.raises(Refused, match=r"loop-1 is there with optim.lr=0.001, and 0.004 is"):
+        planned("smoke")
 
 
 def test_the_runs_of_a_sweep() -> None:

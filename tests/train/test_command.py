@@ -89,6 +89,7 @@ def test_evaluate_at_other_numbers_of_iterations(place: Path, run: Path) -> None
     assert "next_piece acc " in done.stdout
 
 
+@pytest.mark.parity
 def test_a_moved_run_can_be_reported_and_evaluated(place: Path, run: Path) -> None:
     shutil.copytree(run, place / "elsewhere" / "moved")
     done = loopmoe(place, LOOPMOE, "report", "elsewhere/moved", "runs/first", "--out", "both")

@@ -42,6 +42,7 @@ def _damage(checkpoint: Path) -> None:
     file.write_bytes(content)
 
 
+@pytest.mark.parity
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(place: Path, run: Path) -> None:
     copy = place / "runs" / "damaged"
     shutil.copytree(run, copy)
@@ -59,6 +60,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(place: Path, run
     assert kept == {"step-6", "step-6.retired", "step-7"}
 
 
+@pytest.mark.parity
 def test_a_run_that_goes_back_gives_up_what_came_after(place: Path, run: Path) -> None:
     copy = place / "runs" / "back"
     shutil.copytree(run, copy)

@@ -89,6 +89,7 @@ def test_a_run_folder_is_used_by_one_process_at_a_time(place: Path, run: Path) -
     assert "already trained for 6 steps" in one_line(done)
 
 
+@pytest.mark.parity
 def test_ranks_that_outlive_the_front_door_keep_the_run_folder(place: Path, run: Path) -> None:
     def orphan(process: subprocess.Popen[str]) -> None:
         ranks = _ranks(process.pid)
@@ -148,6 +149,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(place: Path, ru
     assert json.loads((folder / "summary.json").read_text())["status"].startswith("step")
 
 
+@pytest.mark.parity
 def test_after_a_bad_step_the_run_continues_as_if_it_had_not_been(place: Path, run: Path) -> None:
     """The last sound state is saved, bitwise: random states and router biases are put back."""
     words = ("name=bad", "checkpoint.interval=0")

@@ -34,6 +34,7 @@ def test_a_study_compares_and_continues_with_another_seed(place: Path, run: Path
     assert all((folder / name).stat().st_size > 10_000 for name in ("study.png", "loop.png"))
 
 
+@pytest.mark.parity
 def test_a_run_that_fails_is_named_and_the_others_go_on(place: Path, run: Path) -> None:
     words = [*STUDY, f"data.source={place}/texts", "study.seeds=[1]", "study.name=broken"]
     folder = place / "runs" / "broken"
