@@ -21,8 +21,9 @@ import argparse
 import json
 import re
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NoReturn, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
+from loopmoe_train.cli.arguments import Parser
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused
 from loopmoe_train.evaluation.wish import TaskRequest
@@ -67,13 +68,8 @@ def run(argv: List[str]) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise Refused(message, "see `loopmoe evaluate --help`")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="loopmoe evaluate", add_help=False, allow_abbrev=False)
+    parser = Parser(prog="loopmoe evaluate", add_help=False, allow_abbrev=False)
     add = parser.add_argument
     add("runs", metavar="RUN", nargs="*")
     add("--json", metavar="FILE")

@@ -9,8 +9,9 @@ import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NoReturn, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
+from loopmoe_train.cli.arguments import Parser
 from loopmoe_train.config.schema import ModelConfig, RunConfig
 from loopmoe_train.errors import Refused
 from loopmoe_train.files import write_text
@@ -81,13 +82,8 @@ def run(argv: List[str]) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise Refused(message, "see `loopmoe plan --help`")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="loopmoe plan",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

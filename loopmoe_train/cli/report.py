@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from loopmoe_train.errors import Refused
+from loopmoe_train.cli.arguments import Parser
 from loopmoe_train.observe.rundata import RunData
 
 OWN_HELP = True  # argparse prints it
@@ -48,13 +47,8 @@ def show(folders: Sequence[Path], out: Path | None = None) -> None:
     print(f"report: {_shown(page)}")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise Refused(message, "see `loopmoe report --help`")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="loopmoe report",
         description="Redraw loss.png, routing.png and gates.png of run folders and write "
         "report.html; of several runs, a comparison.",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Dict, Optional, Sequence
 from loopmoe_train.errors import RunFailed
 
 if TYPE_CHECKING:
-    from loopmoe_train.study.plan import Planned
+    from loopmoe_train.train.planned import Planned
 
 _TRAIN = [sys.executable, "-m", "loopmoe_train.cli", "train"]
 

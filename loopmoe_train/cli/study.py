@@ -25,7 +25,7 @@ from loopmoe_train.files import write_text
 
 if TYPE_CHECKING:
     from loopmoe_train.config.schema import StudyConfig
-    from loopmoe_train.study.plan import Planned
+    from loopmoe_train.study.plan import ArmRun
 
 
 def run(argv: List[str]) -> int:
@@ -53,7 +53,7 @@ def run(argv: List[str]) -> int:
     return 0
 
 
-def _compare(study: StudyConfig, planned: Sequence[Planned]) -> None:
+def _compare(study: StudyConfig, planned: Sequence[ArmRun]) -> None:
     """Write and print what the runs have found so far."""
     from loopmoe_train.observe.jsonl import to_plain
     from loopmoe_train.study.pictures import draw_loop, draw_study

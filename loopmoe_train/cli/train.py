@@ -61,8 +61,8 @@ def _sweep(words: List[str]) -> int:
     from loopmoe_train.cli.report import show
     from loopmoe_train.cli.several import say_what_is_left, train_several
     from loopmoe_train.config.compose import expand
-    from loopmoe_train.study.plan import plan_sweep
     from loopmoe_train.train.claim import claim_folder
+    from loopmoe_train.train.planned import plan_sweep
 
     planned = plan_sweep(expand(words))
     place = planned[0].folder.parent

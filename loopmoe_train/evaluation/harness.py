@@ -19,6 +19,7 @@ from torch import Tensor
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.data.tokenizer import Tokenizer
 from loopmoe_train.device.accelerator import accel
+from loopmoe_train.evaluation.sample import padded
 from loopmoe_train.evaluation.wish import TaskRequest, task_manager
 from loopmoe_train.parallel.reduce import sum_over_ranks
 
@@ -74,19 +75,19 @@ class Scorer(LM):
 
     def __init__(self, run: RunConfig, chunk: Any, tokenizer: Tokenizer) -> None:
         super().__init__()
-        self.run, self.chunk, self.tokenizer_ = run, chunk, tokenizer
+        self.run, self.chunk, self.tokenizer = run, chunk, tokenizer
 
     # -- what the harness asks for ---------------------------------------------------------
     def loglikelihood(self, requests: Sequence[Any], **_: Any) -> List[Tuple[float, bool]]:
         """Of each (context, continuation): log probability in nats, and whether it is greedy."""
-        encode, start = self.tokenizer_.encode, [self.tokenizer_.eod_id]
+        encode, start = self.tokenizer.encode, [self.tokenizer.eod_id]
         pairs = [(start + encode(context), encode(more)) for context, more in _arguments(requests)]
         return self._score(pairs)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], **_: Any) -> List[float]:
         """Log probability of each whole text."""
-        start = [self.tokenizer_.eod_id]
-        pairs = [(start, self.tokenizer_.encode(text)) for (text,) in _arguments(requests)]
+        start = [self.tokenizer.eod_id]
+        pairs = [(start, self.tokenizer.encode(text)) for (text,) in _arguments(requests)]
         return [score for score, _ in self._score(pairs)]
 
     @torch.no_grad()
@@ -114,7 +115,9 @@ class Scorer(LM):
             # A rank without a batch computes an empty one: others may need its experts.
             scores[mine] = self._predict([windows[i] for i in mine], longest)
         group = parallel_state.get_data_parallel_group()
-        whole = torch.tensor(sum_over_ranks(scores.flatten(), group)).view(-1, 2)
+        whole = torch.tensor(sum_over_ranks(scores.flatten(), group), dtype=torch.float64).view(
+            -1, 2
+        )
         totals, misses = [0.0] * len(pairs), [0.0] * len(pairs)
         for window, (score, missed) in zip(windows, whole.tolist()):
             totals[window.request] += score
@@ -129,8 +132,10 @@ class Scorer(LM):
             end = len(window.tokens)
             tokens[row, :end] = torch.tensor(window.tokens)
             counted[row, end - 1 - window.counted : end - 1] = True
-        logits = self._logits(tokens[:, :-1]).float()
-        labels = tokens[:, 1:].to(logits.device)
+        device = accel.current_device()
+        positions = torch.arange(longest, device=device).expand(len(tokens), -1)
+        logits = self.chunk(tokens[:, :-1].to(device), positions, None).float()
+        labels = tokens[:, 1:].to(device)
         found = logits.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1).cpu().double()
         missed = (logits.argmax(-1) != labels).cpu()
         both = torch.stack([(found * counted).sum(1), (missed & counted).sum(1).double()], 1)
@@ -141,28 +146,22 @@ class Scorer(LM):
             raise ValueError("sampled generation is not offered: the task must be greedy")
         stops = wish.get("until") or []
         stops = [stops] if isinstance(stops, str) else stops
-        ids = [self.tokenizer_.eod_id] + self.tokenizer_.encode(context)
+        ids = [self.tokenizer.eod_id] + self.tokenizer.encode(context)
         begin, length, text = len(ids), self.run.sequence_length, ""
         for _ in range(int(wish.get("max_gen_toks") or NEW_TOKENS)):
             window = ids[-length:]
-            tokens = torch.tensor([window + [0] * (length - len(window))])
-            drawn = self._logits(tokens)[0, len(window) - 1].argmax().view(1)
+            tokens, positions = padded(window, length)
+            drawn = self.chunk(tokens, positions, None)[0, len(window) - 1].argmax().view(1)
             dist.broadcast(drawn, src=0)  # ranks could differ in the last bit
-            if int(drawn) == self.tokenizer_.eod_id:
+            if int(drawn) == self.tokenizer.eod_id:
                 break
             ids.append(int(drawn))
-            text = self.tokenizer_.decode(ids[begin:])
+            text = self.tokenizer.decode(ids[begin:])
             if any(stop in text for stop in stops):
                 break
         for stop in stops:
             text = text.split(stop)[0]
         return text
-
-    def _logits(self, tokens: Tensor) -> Tensor:
-        """[b, s, vocabulary] of int64 tokens [b, s]."""
-        device = accel.current_device()
-        positions = torch.arange(tokens.shape[1], device=device).expand(tokens.shape)
-        return self.chunk(tokens.to(device), positions, None)
 
 
 def _windows(request: int, context: List[int], more: List[int], length: int) -> List[Window]:

@@ -28,7 +28,7 @@ def sample_text(run: RunConfig, model: List[Any], tokenizer: Tokenizer) -> str:
     start = len(ids)
     for _ in range(run.observe.sample_tokens):
         window = ids[-run.sequence_length :]
-        tokens, positions = _padded(window, run.sequence_length)
+        tokens, positions = padded(window, run.sequence_length)
         logits = chunk(tokens, positions, None)[0, len(window) - 1].float().cpu()
         probs = torch.softmax(logits / 0.8, dim=-1)
         drawn = torch.multinomial(probs, 1, generator=generator).to(tokens.device)
@@ -41,7 +41,7 @@ def sample_text(run: RunConfig, model: List[Any], tokenizer: Tokenizer) -> str:
     return tokenizer.decode(ids[1:start]) + "⟦" + tokenizer.decode(ids[start:]) + "⟧"
 
 
-def _padded(window: List[int], length: int) -> Tuple[torch.Tensor, torch.Tensor]:
+def padded(window: List[int], length: int) -> Tuple[torch.Tensor, torch.Tensor]:
     """Tokens and positions [1, length] on the device; zeros after the window."""
     tokens = torch.tensor([window + [0] * (length - len(window))])
     positions = torch.arange(length).unsqueeze(0)

@@ -10,6 +10,8 @@ from typing import Any
 
 from loopmoe_train.errors import Refused
 
+_TAIL = 65536  # bytes; a record is much shorter
+
 
 def to_plain(value: Any) -> Any:
     """Turn a value into strict JSON: non-finite floats become null, 0-d arrays numbers.
@@ -49,6 +51,17 @@ def last_steps(path: Path) -> dict[str, float]:
             for name in scalars(record):
                 last[name] = max(record["step"], last.get(name, record["step"]))
     return last
+
+
+def last_record(path: Path) -> dict[str, Any]:
+    """The last whole record of a file that is being written, from its end; {} without one."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+            lines = file.read().decode("utf-8", "replace").split("\n")[:-1]
+    except OSError:
+        return {}
+    return next((record for record in map(_parse, reversed(lines)) if record is not None), {})
 
 
 def dump_line(record: dict[str, Any]) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, TextIO, Tuple
 
+from loopmoe_train.observe.jsonl import last_record
 from loopmoe_train.observe.progress import format_seconds
-
-_TAIL = 65536  # bytes; a line of metrics is much shorter
 
 
 class Watch:
@@ -116,22 +114,3 @@ class Watch:
             self.live.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             print(text, file=self.stream, flush=True)
-
-
-def last_record(path: Path) -> Dict[str, Any]:
-    """The last whole line of a metrics.jsonl that is being written; {} without one."""
-    try:
-        with open(path, "rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - _TAIL))
-            lines = file.read().split(b"\n")[:-1]  # what follows the last newline is not whole
-    except OSError:
-        return {}
-    for line in reversed(lines):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            return record
-    return {}

@@ -12,15 +12,9 @@ from loopmoe_train.errors import Refused
 from loopmoe_train.observe.metrics import Series
 from loopmoe_train.observe.report import common_gzip
 from loopmoe_train.observe.rundata import RunData, load_runs
-from loopmoe_train.spec.arithmetic import forward_flops_per_token, parameters
-from loopmoe_train.spec.capacity import (
-    UniqueExperts,
-    attention_ffn_ratio,
-    independent,
-    overlapping,
-    unique_experts,
-)
-from loopmoe_train.study.plan import Planned
+from loopmoe_train.spec.capacity import UniqueExperts, independent, overlapping, unique_experts
+from loopmoe_train.spec.summary import summarize
+from loopmoe_train.study.plan import ArmRun
 from loopmoe_train.study.statistics import Mean, Paired, holm, mean, paired
 
 
@@ -116,7 +110,7 @@ class Results:
         }
 
 
-def collect(study: StudyConfig, planned: Sequence[Planned]) -> Results:
+def collect(study: StudyConfig, planned: Sequence[ArmRun]) -> Results:
     """Read the runs and compare the arms.
 
     Raises:
@@ -179,7 +173,7 @@ def _check_same_text(runs: Sequence[RunData]) -> None:
             )
 
 
-def _arm(name: str, step: int, planned: Sequence[Planned]) -> Arm:
+def _arm(name: str, step: int, planned: Sequence[ArmRun]) -> Arm:
     runs = [_until(run, step) for run in load_runs([one.folder for one in planned])]
     valid = [run.metrics.valid for run in runs]
     steps = valid[0]["step"][valid[0]["step"] <= step]
@@ -188,7 +182,7 @@ def _arm(name: str, step: int, planned: Sequence[Planned]) -> Arm:
     model, length = planned[0].run.model, planned[0].run.sequence_length
     vocabulary = model.vocab_size or planned[0].run.tokenizer.vocab_size
     jaccard = _jaccard(runs)
-    unique = _unique(model, jaccard)
+    figures = summarize(model, vocabulary, length, _unique(model, jaccard))
     return Arm(
         name=name,
         seeds=[one.seed for one in planned],
@@ -196,11 +190,11 @@ def _arm(name: str, step: int, planned: Sequence[Planned]) -> Arm:
         steps=steps.astype(int).tolist(),
         tokens=[] if tokens is None else tokens.astype(int).tolist(),
         curves=curves,
-        parameters=parameters(model, vocabulary)["total"],
-        flops=sum(forward_flops_per_token(model, vocabulary, length).values()),
+        parameters=figures["parameters"]["total"],
+        flops=figures["flops_per_token"]["forward"]["total"],
         jaccard=jaccard,
-        ratio=attention_ffn_ratio(model, unique),
-        unique_experts=unique_experts(model, unique),
+        ratio=figures["attention_ffn_ratio"],
+        unique_experts=figures["unique_experts"],
         tokens_per_s=float(np.median([run.tokens_per_s or np.nan for run in runs])),
         runs=runs,
     )

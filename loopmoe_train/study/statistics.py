@@ -69,11 +69,7 @@ def paired(ours: Sequence[float], theirs: Sequence[float], comparisons: int = 1)
     if n > 1:
         error = result.sd / math.sqrt(n)
         # All pairs differ by the same: certain, or certainly nothing.
-        p = (
-            float(2 * stats.t.sf(abs(result.mean) / error, n - 1))
-            if error
-            else float(result.mean == 0)
-        )
+        p = float(stats.ttest_1samp(differences, 0).pvalue if error else result.mean == 0)
         detectable = _noncentrality(n - 1, comparisons) * error
     return Paired(result, p, int((differences < 0).sum()), detectable)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from loopmoe_train.observe.watch import Watch, last_record
+from loopmoe_train.observe.jsonl import last_record
+from loopmoe_train.observe.watch import Watch
 
 
 def write(folder: Path, step: int, bits: float | None = None) -> None:

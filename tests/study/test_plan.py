@@ -13,11 +13,12 @@ from loopmoe_train.config.compose import compose_study, expand
 from loopmoe_train.config.run_file import save
 from loopmoe_train.errors import Refused
 from loopmoe_train.spec.arithmetic import forward_flops_per_token, parameters
-from loopmoe_train.study.plan import Planned, plan, plan_sweep
+from loopmoe_train.study.plan import ArmRun, plan
+from loopmoe_train.train.planned import plan_sweep
 from tests.observe.synthetic import make_run
 
 
-def planned(*words: str) -> List[Planned]:
+def planned(*words: str) -> List[ArmRun]:
     return plan(*compose_study(words))
 
 

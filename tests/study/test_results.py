@@ -11,7 +11,7 @@ import pytest
 from loopmoe_train.cli import study as cli
 from loopmoe_train.config.compose import compose_study
 from loopmoe_train.errors import Refused
-from loopmoe_train.study.plan import Planned, plan
+from loopmoe_train.study.plan import ArmRun, plan
 from loopmoe_train.study.results import Results, collect, gap
 from loopmoe_train.study.table import table
 from tests.observe.synthetic import make_run
@@ -21,7 +21,7 @@ LEVELS = {"vanilla": 3.0, "loop": 3.2, "iter_adaln": 3.0, "balanced": 2.0}
 
 
 @pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> List[Planned]:
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> List[ArmRun]:
     """Every run done. make_run's bits are 0.62 times a loss with noise."""
     monkeypatch.chdir(tmp_path)
     planned = plan(*compose_study(WORDS))
@@ -31,11 +31,18 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> List[Planned]:
     return planned
 
 
-def collected(runs: List[Planned]) -> Results:
+def cut(one: ArmRun, step: int) -> None:
+    """Let it have been stopped after ``step``."""
+    metrics = one.folder / "metrics.jsonl"
+    lines = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= step]
+    metrics.write_text("\n".join(lines) + "\n")
+
+
+def collected(runs: List[ArmRun]) -> Results:
     return collect(compose_study(WORDS)[0], runs)
 
 
-def test_the_differences_put_in_come_out(runs: List[Planned]) -> None:
+def test_the_differences_put_in_come_out(runs: List[ArmRun]) -> None:
     results = collected(runs)
     assert results.step == results.steps == 60 and not results.missing
     better = results.against_reference["balanced"]
@@ -47,53 +54,46 @@ def test_the_differences_put_in_come_out(runs: List[Planned]) -> None:
     assert "balanced is better than vanilla by 0." in table(results)
 
 
-def test_what_is_not_done_is_left_out_and_named(runs: List[Planned]) -> None:
-    metrics = runs[-1].folder / "metrics.jsonl"  # balanced, seed 3: stopped after 50 steps
-    lines = [x for x in metrics.read_text().splitlines() if json.loads(x)["step"] <= 50]
-    metrics.write_text("\n".join(lines) + "\n")
+def test_what_is_not_done_is_left_out_and_named(runs: List[ArmRun]) -> None:
+    cut(runs[-1], 50)  # balanced, seed 3
     results = collected(runs)
     assert results.missing == ["balanced-3"] and results.arm("balanced").seeds == [1, 2]
     assert results.against_reference["balanced"].difference.n == 2
     assert "Not done: balanced-3." in table(results)
 
 
-def test_without_a_finished_run_an_arm_is_compared_where_it_got_to(runs: List[Planned]) -> None:
+def test_without_a_finished_run_an_arm_is_compared_where_it_got_to(runs: List[ArmRun]) -> None:
     for one in runs:
         if one.arm == "loop":
-            metrics = one.folder / "metrics.jsonl"
-            lines = [x for x in metrics.read_text().splitlines() if json.loads(x)["step"] <= 40]
-            metrics.write_text("\n".join(lines) + "\n")
+            cut(one, 40)
     results = collected(runs)
     assert results.step == 30 and [len(arm.bits) for arm in results.arms] == [3, 3, 3, 3]
     assert "step 30 of 60" in table(results)
-    (runs[1].folder / "metrics.jsonl").unlink()
     for one in runs:
         if one.arm == "loop":
-            (one.folder / "metrics.jsonl").unlink(missing_ok=True)
+            (one.folder / "metrics.jsonl").unlink()
     with pytest.raises(Refused, match="no run of loop was validated yet"):
         collected(runs)
 
 
-def test_what_was_seen_later_than_the_comparison_is_left_out(runs: List[Planned]) -> None:
+def test_what_was_seen_later_than_the_comparison_is_left_out(runs: List[ArmRun]) -> None:
     for one in runs:
         if one.arm == "vanilla":
-            metrics = one.folder / "metrics.jsonl"
-            lines = [x for x in metrics.read_text().splitlines() if json.loads(x)["step"] <= 40]
-            metrics.write_text("\n".join(lines) + "\n")
+            cut(one, 40)
     early = collected(runs)
     (run, *_) = early.arm("loop").runs
     assert early.step == 30 and max(probe.step for probe in run.routing) == 30
     assert {s.step[-1] for curves in run.metrics.gates.values() for s in curves.values()} == {30}
 
 
-def test_runs_on_different_texts_are_not_compared(runs: List[Planned]) -> None:
+def test_runs_on_different_texts_are_not_compared(runs: List[ArmRun]) -> None:
     for one, text in zip(runs, ("a", "a", "b")):
         (one.folder / "summary.json").write_text(json.dumps({"dataset": text}))
     with pytest.raises(Refused, match="were trained on different texts"):
         collected(runs)
 
 
-def test_compare_writes_everything(runs: List[Planned], capsys: pytest.CaptureFixture) -> None:
+def test_compare_writes_everything(runs: List[ArmRun], capsys: pytest.CaptureFixture) -> None:
     assert cli.run([*WORDS, "--compare"]) == 0
     folder = Path("runs/study-cpu")
     record = json.loads((folder / "study.json").read_text())
