@@ -26,7 +26,10 @@ _OTHER_NAMES = {
     "world_size": "cluster.devices",
     "nproc_per_node": "cluster.devices",
     "num_layers": "model.body_layers",
+    "tensor_model_parallel_size": "parallel.tensor_parallel_size",
+    "pipeline_model_parallel_size": "parallel.pipeline_parallel_size",
     "expert_model_parallel_size": "parallel.expert_parallel_size",
+    "num_layers_per_virtual_pipeline_stage": "parallel.virtual_pipeline_size",
     "moe_router_topk": "model.moe.top_k",
     "moe_ffn_hidden_size": "model.moe.expert_hidden_size",
     "ffn_hidden_size": "model.dense_ffn_hidden_size",
@@ -35,6 +38,7 @@ _OTHER_NAMES = {
 
 _LISTS = (
     "data.source", "data.validation", "memory.recompute_modules", "launcher.arguments",
+    "parallel.pipeline_layout",
 )  # fmt: skip
 
 

@@ -12,9 +12,10 @@ import os.path
 from dataclasses import fields, is_dataclass
 from typing import Any, Callable, List, Sequence
 
-from loopmoe_train.config import model_rules
+from loopmoe_train.config import model_rules, parallel_rules
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused
+from loopmoe_train.spec.grid import grid_of
 
 Problems = model_rules.Problems
 
@@ -32,6 +33,7 @@ _CHOICES = {
     "model.moe.dispatcher": ("alltoall", "allgather"),
     "model.loop.conditioning": ("iter_adaln", "none"),
     "model.loop.gate": ("vector", "scalar"),
+    "parallel.context_parallel": ("gather", "ulysses"),
     "cluster.device": ("cpu", "cuda", "npu"),
     "tokenizer.kind": ("bpe", "unigram"),
     "optim.kind": ("adamw", "muon"),
@@ -48,7 +50,9 @@ _AT_LEAST_ONE = (
     "model.attention.qk_rope_head_dim model.attention.v_head_dim model.attention.head_dim "
     "model.attention.num_query_groups model.moe.num_experts model.moe.top_k "
     "model.moe.expert_hidden_size model.loop.iterations model.loop.iteration_code_size "
-    "parallel.expert_parallel_size observe.log_interval launcher.threads_per_rank "
+    "parallel.tensor_parallel_size parallel.context_parallel_size parallel.pipeline_parallel_size "
+    "parallel.virtual_pipeline_size parallel.expert_parallel_size "
+    "parallel.expert_tensor_parallel_size observe.log_interval launcher.threads_per_rank "
     "tokenizer.train_bytes optim.newton_schulz_steps"
 ).split()
 
@@ -142,11 +146,12 @@ def _sizes(config: RunConfig) -> Problems:
 
 
 def _batch(config: RunConfig) -> Problems:
-    per_pass = config.micro_batch_size * config.cluster.devices
+    data = grid_of(config).data
+    per_pass = config.micro_batch_size * data
     if config.global_batch_size % per_pass:
         yield (
             f"global_batch_size={config.global_batch_size} is not a multiple of micro_batch_size x "
-            f"data-parallel ranks = {config.micro_batch_size} x {config.cluster.devices}: "
+            f"data-parallel ranks = {config.micro_batch_size} x {data}: "
             f"use {max(1, round(config.global_batch_size / per_pass)) * per_pass}"
         )
     first = config.batch_ramp_from
@@ -173,24 +178,6 @@ def _batch(config: RunConfig) -> Problems:
             f"optim.decay_steps={decay} is more than the {left} steps after the warmup: "
             "lower it, or train longer"
         )
-
-
-def _parallel(config: RunConfig) -> Problems:
-    parallel, devices = config.parallel, config.cluster.devices
-    if devices % parallel.expert_parallel_size:
-        yield (
-            f"parallel.expert_parallel_size={parallel.expert_parallel_size} does not divide "
-            f"cluster.devices={devices}: choose a divisor"
-        )
-    if config.model.moe.num_experts % parallel.expert_parallel_size:
-        yield (
-            f"model.moe.num_experts={config.model.moe.num_experts} is not a multiple of "
-            f"parallel.expert_parallel_size={parallel.expert_parallel_size}: change either"
-        )
-    if parallel.overlap_param_gather and not parallel.distributed_optimizer:
-        yield "parallel.overlap_param_gather needs parallel.distributed_optimizer=true"
-    if parallel.overlap_param_gather and not parallel.overlap_grad_reduce:
-        yield "parallel.overlap_param_gather needs parallel.overlap_grad_reduce=true"
 
 
 def _optimizer(config: RunConfig) -> Problems:
@@ -274,8 +261,8 @@ def _names(config: RunConfig) -> Problems:
 
 
 RULES: Sequence[Callable[[RunConfig], Problems]] = (
-    _choices, _finite, _sizes, *model_rules.RULES, _batch, _parallel, _optimizer, _memory, _mixture,
-    _launcher, _names,
+    _choices, _finite, _sizes, *model_rules.RULES, *parallel_rules.RULES, _batch, _optimizer,
+    _memory, _mixture, _launcher, _names,
 )  # fmt: skip
 
 
@@ -284,7 +271,7 @@ def problems(config: RunConfig) -> List[str]:
     found: List[str] = []
     for rule in RULES:
         # A rule may divide by a size that an earlier one has just refused.
-        if found and rule in (*model_rules.RULES, _batch, _parallel):
+        if found and rule in (*model_rules.RULES, *parallel_rules.RULES, _batch):
             break
         found += rule(config)
     return found

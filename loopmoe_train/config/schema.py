@@ -115,9 +115,23 @@ class ModelConfig:
 
 @dataclass
 class ParallelConfig:
-    """Split of model and data over the ranks. Data-parallel size = devices / the rest."""
+    """Split of model and data over the ranks: two grids over the same ranks (parallel folding).
 
+    devices = tensor x context x pipeline x data, for experts
+            = expert_tensor x expert x pipeline x expert data; both data sizes follow.
+    """
+
+    tensor_parallel_size: int = 1  # matrices; with sequence parallelism between them
+    context_parallel_size: int = 1  # every sequence, two chunks a rank (zig-zag)
+    context_parallel: str = "gather"  # gather: latents or keys and values | ulysses: heads
+    pipeline_parallel_size: int = 1  # stages
+    # chunks on a stage for one pass through the layers; of a looped model: through its body
+    virtual_pipeline_size: int = 1
+    # visits (layer, iteration) of every slot, in execution order: as many slots as stages x
+    # chunks; null: placed by cost
+    pipeline_layout: Optional[List[int]] = None
     expert_parallel_size: int = 1
+    expert_tensor_parallel_size: int = 1  # expert matrices
     distributed_optimizer: bool = True  # optimizer states are spread over data-parallel ranks
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False

@@ -58,6 +58,44 @@ def rank_slice(
     return range(first, first + micro_batch_size)
 
 
+def context_slice(batch: Batch, rank: int, size: int) -> Batch:
+    """The tokens of one context-parallel rank: chunks r and 2 * size - 1 - r of 2 * size.
+
+    The order is that of core's ``get_batch_on_this_cp_rank``: under a causal mask all ranks have
+    as much to attend. ``attention_mask`` stays that of the whole sequence.
+
+    Raises:
+        ValueError: the sequence cannot be cut so.
+    """
+    if size == 1:
+        return batch
+    length = batch.tokens.shape[1]
+    if length % (2 * size) or not 0 <= rank < size:
+        raise ValueError(f"rank {rank} of {size} cannot hold two chunks of {length} tokens")
+
+    def mine(x: torch.Tensor) -> torch.Tensor:
+        parts = x.chunk(2 * size, dim=1)
+        return torch.cat([parts[rank], parts[2 * size - 1 - rank]], dim=1)
+
+    return Batch(
+        tokens=mine(batch.tokens),
+        labels=mine(batch.labels),
+        loss_mask=mine(batch.loss_mask),
+        position_ids=mine(batch.position_ids),
+        attention_mask=batch.attention_mask,
+    )
+
+
+def place_of(position: int, length: int, rank: int, size: int) -> Optional[int]:
+    """Index of the token at ``position`` in a rank's :func:`context_slice` of ``length`` tokens;
+    None: another rank has it."""
+    if size == 1:
+        return position
+    chunk, within = divmod(position, length // (2 * size))
+    held = (rank, 2 * size - 1 - rank)
+    return held.index(chunk) * (length // (2 * size)) + within if chunk in held else None
+
+
 class BatchLoader:
     """Reads any run of samples of one split; holds no position, so resuming needs no state.
 

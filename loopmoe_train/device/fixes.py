@@ -308,6 +308,31 @@ def _sequence_loss_of_all_tokens(module: ModuleType) -> None:
             del self.__dict__["attach_and_log_load_balancing_loss"]
 
 
+def _balance_losses_of_all_ranks(module: ModuleType) -> None:
+    name = "balance-losses-of-all-ranks"
+
+    @_wrap(name, module.TopKRouter, "attach_and_log_load_balancing_loss")
+    def attach(original: Any, self: Any, activation: Any, coeff: float, loss: Any, loss_name: str,
+               group: Any, *args: Any, valid_token_count: Any = None, **kwargs: Any) -> Any:  # fmt: skip
+        # core's own losses name their tokens; each rank holds its part of the loss of all of them
+        if valid_token_count is not None:
+            valid_token_count = valid_token_count * group.size()
+        return original(self, activation, coeff, loss, loss_name, group, *args,
+                        valid_token_count=valid_token_count, **kwargs)  # fmt: skip
+
+    @_wrap(name, module.TopKRouter, "apply_z_loss")
+    def z_loss(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+        given, ranks = self.config.moe_z_loss_coeff, self.tp_cp_group.size()
+        if given is None or not self.calculate_per_token_loss or ranks == 1:
+            return original(self, *args, **kwargs)
+        # core divides by the ranks for a mean over them, and then weighs with one rank's tokens
+        self.config.moe_z_loss_coeff = given * ranks
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            self.config.moe_z_loss_coeff = given
+
+
 _CORE = "megatron.core."
 _DISTRIBUTED_OPTIMIZER = _CORE + "optimizer.distrib_optimizer"
 
@@ -425,6 +450,15 @@ FIXES: tuple[Fix, ...] = (
         "SILENT: with calculate_per_token_loss the auxiliary loss per sequence is weighted by the "
         "tokens of one sequence, not of the micro-batch: micro_batch_size times too weak.",
         _sequence_loss_of_all_tokens,
+    ),
+    Fix(
+        "balance-losses-of-all-ranks",
+        _CORE + "transformer.moe.router",
+        _SUPPORTED,
+        "SILENT: with calculate_per_token_loss under tensor or context parallelism the auxiliary "
+        "losses and the z-loss are weighted by the tokens of one rank, not of the group: "
+        "tensor x context size times too weak.",
+        _balance_losses_of_all_ranks,
     ),
 )
 

@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from typing import Any, Dict, List, Sequence, Tuple
 
 import torch
-import torch.distributed as dist
 from lm_eval import simple_evaluate
 from lm_eval.api.model import LM
 from megatron.core import parallel_state
 from torch import Tensor
 
 from loopmoe_train.config.schema import RunConfig
+from loopmoe_train.data.batches import Batch, context_slice
 from loopmoe_train.data.tokenizer import Tokenizer
-from loopmoe_train.device.accelerator import accel
-from loopmoe_train.evaluation.sample import padded
+from loopmoe_train.evaluation.forward import next_token, outputs
 from loopmoe_train.evaluation.wish import TaskRequest, task_manager
-from loopmoe_train.parallel.reduce import sum_over_ranks
+from loopmoe_train.parallel.reduce import sum_over_tokens
 
 BOOTSTRAPS = 1000  # of the standard errors that have no formula
 NEW_TOKENS = 256  # where a task does not say how many
@@ -32,10 +31,8 @@ def score_tasks(
 ) -> Dict[str, Dict[str, float]]:
     """Metrics of each task by the harness's names (``acc,none``), on rank 0; {} elsewhere. A
     collective call."""
-    chunk = model[0]
-    chunk.eval()
     found = simple_evaluate(
-        Scorer(run, chunk, tokenizer),
+        Scorer(run, model, tokenizer),
         tasks=asked.tasks,
         num_fewshot=asked.shots,
         limit=asked.limit,
@@ -47,7 +44,6 @@ def score_tasks(
         torch_random_seed=run.seed,
         fewshot_random_seed=run.seed,
     )
-    chunk.train()
     if found is None:
         return {}
     return {
@@ -73,9 +69,9 @@ class Scorer(LM):
     could have none that ends where the context does.
     """
 
-    def __init__(self, run: RunConfig, chunk: Any, tokenizer: Tokenizer) -> None:
+    def __init__(self, run: RunConfig, model: List[Any], tokenizer: Tokenizer) -> None:
         super().__init__()
-        self.run, self.chunk, self.tokenizer = run, chunk, tokenizer
+        self.run, self.model, self.tokenizer = run, model, tokenizer
 
     # -- what the harness asks for ---------------------------------------------------------
     def loglikelihood(self, requests: Sequence[Any], **_: Any) -> List[Tuple[float, bool]]:
@@ -90,13 +86,11 @@ class Scorer(LM):
         pairs = [(start, self.tokenizer.encode(text)) for (text,) in _arguments(requests)]
         return [score for score, _ in self._score(pairs)]
 
-    @torch.no_grad()
     def generate_until(self, requests: Sequence[Any], **_: Any) -> List[str]:
         """Greedy continuation of each context up to the first stop text (without it)."""
         return [self._generate(context, wish) for context, wish in _arguments(requests)]
 
     # -- how ---------------------------------------------------------------------------------
-    @torch.no_grad()
     def _score(self, pairs: Sequence[Tuple[List[int], List[int]]]) -> List[Tuple[float, bool]]:
         length, rows = self.run.sequence_length, self.run.micro_batch_size
         windows = [
@@ -108,16 +102,18 @@ class Scorer(LM):
         batches = [order[i : i + rows] for i in range(0, len(order), rows)]
         rank = parallel_state.get_data_parallel_rank()
         ranks = parallel_state.get_data_parallel_world_size()
+        # Tensor and context parallelism cut a sequence in equal parts.
+        whole_rows = parallel_state.get_tensor_model_parallel_world_size()
+        context = parallel_state.get_context_parallel_world_size()
+        whole_rows *= 2 * context if context > 1 else 1
         scores = torch.zeros(len(windows), 2, dtype=torch.float64)
         for first in range(0, len(batches), ranks):
             longest = len(windows[batches[first][0]].tokens) - 1
+            longest = -(-longest // whole_rows) * whole_rows
             mine = batches[first + rank] if first + rank < len(batches) else []
             # A rank without a batch computes an empty one: others may need its experts.
             scores[mine] = self._predict([windows[i] for i in mine], longest)
-        group = parallel_state.get_data_parallel_group()
-        whole = torch.tensor(sum_over_ranks(scores.flatten(), group), dtype=torch.float64).view(
-            -1, 2
-        )
+        whole = torch.tensor(sum_over_tokens(scores.flatten()), dtype=torch.float64).view(-1, 2)
         totals, misses = [0.0] * len(pairs), [0.0] * len(pairs)
         for window, (score, missed) in zip(windows, whole.tolist()):
             totals[window.request] += score
@@ -132,13 +128,22 @@ class Scorer(LM):
             end = len(window.tokens)
             tokens[row, :end] = torch.tensor(window.tokens)
             counted[row, end - 1 - window.counted : end - 1] = True
-        device = accel.current_device()
-        positions = torch.arange(longest, device=device).expand(len(tokens), -1)
-        logits = self.chunk(tokens[:, :-1].to(device), positions, None).float()
-        labels = tokens[:, 1:].to(device)
-        found = logits.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1).cpu().double()
-        missed = (logits.argmax(-1) != labels).cpu()
-        both = torch.stack([(found * counted).sum(1), (missed & counted).sum(1).double()], 1)
+        positions = torch.arange(longest).expand(len(tokens), -1)
+        batch = Batch(
+            tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), counted, positions, None
+        )
+        both = torch.zeros(len(tokens), 2, dtype=torch.float64)
+        for logits in outputs(self.model, [batch], losses=False):
+            mine = context_slice(
+                batch,
+                parallel_state.get_context_parallel_rank(),
+                parallel_state.get_context_parallel_world_size(),
+            )
+            labels, counts = mine.labels.to(logits.device), mine.loss_mask
+            found = logits.float().log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+            missed = (logits.argmax(-1) != labels).cpu() & counts
+            both[:, 0] = (found.cpu().double() * counts).sum(1)
+            both[:, 1] = missed.sum(1).double()
         return both[: len(windows)]
 
     def _generate(self, context: str, wish: Dict[str, Any]) -> str:
@@ -150,12 +155,10 @@ class Scorer(LM):
         begin, length, text = len(ids), self.run.sequence_length, ""
         for _ in range(int(wish.get("max_gen_toks") or NEW_TOKENS)):
             window = ids[-length:]
-            tokens, positions = padded(window, length)
-            drawn = self.chunk(tokens, positions, None)[0, len(window) - 1].argmax().view(1)
-            dist.broadcast(drawn, src=0)  # ranks could differ in the last bit
-            if int(drawn) == self.tokenizer.eod_id:
+            best = next_token(self.model, window, length, lambda logits: int(logits.argmax()))
+            if best == self.tokenizer.eod_id:
                 break
-            ids.append(int(drawn))
+            ids.append(best)
             text = self.tokenizer.decode(ids[begin:])
             if any(stop in text for stop in stops):
                 break

@@ -12,10 +12,12 @@ import torch
 from megatron.core import parallel_state
 
 from loopmoe_train.config.schema import RunConfig
-from loopmoe_train.data.batches import Batch, BatchLoader, rank_slice
+from loopmoe_train.data.batches import BatchLoader, context_slice, rank_slice
 from loopmoe_train.data.tokenizer import Tokenizer
-from loopmoe_train.device.accelerator import accel
-from loopmoe_train.parallel.reduce import sum_over_ranks
+from loopmoe_train.evaluation.forward import outputs
+from loopmoe_train.parallel.reduce import sum_over_tokens
+
+_TOGETHER = 4  # micro-batches per stage that go through a pipeline at once
 
 
 @dataclass
@@ -64,14 +66,8 @@ def validate(
         token_bytes: int64 [vocab], bytes of text a token stands for (0 for end of document).
     """
     sizes = torch.from_numpy(np.asarray(token_bytes))
-    chunk = model[0]
-    chunk.eval()
-    totals = torch.stack([_measure(run, chunk, one.loader, sizes) for one in held_out])
-    chunk.train()
-    totals = torch.tensor(
-        sum_over_ranks(totals.flatten(), parallel_state.get_data_parallel_group()),
-        dtype=torch.float64,
-    ).view(-1, 3)
+    totals = torch.stack([_measure(run, model, one.loader, sizes) for one in held_out])
+    totals = torch.tensor(sum_over_tokens(totals.flatten()), dtype=torch.float64).view(-1, 3)
     belongs = torch.tensor([one.in_whole for one in held_out])
     sets = {one.name: _figures(total) for one, total in zip(held_out, totals)}
     return Validations(_figures(totals[belongs].sum(0)), sets if len(sets) > 1 else {})
@@ -111,29 +107,32 @@ def _figures(total: torch.Tensor) -> Validation:
     return Validation(nats / max(tokens, 1), nats / math.log(2) / max(size, 1), int(tokens))
 
 
-def _measure(run: RunConfig, chunk: Any, loader: BatchLoader, sizes: torch.Tensor) -> torch.Tensor:
-    """Nats, tokens and bytes that this rank predicted: float64 [3]."""
+def _measure(
+    run: RunConfig, model: List[Any], loader: BatchLoader, sizes: torch.Tensor
+) -> torch.Tensor:
+    """Nats, tokens and bytes that this rank predicted: float64 [3]; zeros but on the last stage."""
     ranks = parallel_state.get_data_parallel_world_size()
     rank = parallel_state.get_data_parallel_rank()
+    context = (
+        parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
+    )  # fmt: skip
+    stages = parallel_state.get_pipeline_model_parallel_world_size()
     windows = windows_read(run, loader)
     per_pass = run.micro_batch_size * ranks
+    passes = math.ceil(windows / per_pass)
+    together = _TOGETHER * stages if stages > 1 else 1
     total = torch.zeros(3, dtype=torch.float64)
-    with torch.no_grad():
-        for first in range(0, math.ceil(windows / per_pass) * per_pass, per_pass):
-            mine = rank_slice(first, 0, run.micro_batch_size, rank, ranks)
-            batch = loader.batch(mine.start, len(mine))
-            losses = _losses(chunk, batch).double()
-            # The last pass may reach past the end: those windows are computed (experts on
-            # other ranks need every rank) and not counted.
-            counted = torch.tensor([float(sample < windows) for sample in mine]).unsqueeze(1)
+    for first in range(0, passes, together):
+        group = range(first, min(first + together, passes))
+        # The last pass may reach past the end: those windows are computed (experts on other ranks
+        # need every rank) and not counted.
+        mine = [rank_slice(0, index, run.micro_batch_size, rank, ranks) for index in group]
+        batches = [loader.batch(samples.start, len(samples)) for samples in mine]
+        for batch, samples, losses in zip(batches, mine, outputs(model, batches, losses=True)):
+            counted = torch.tensor([float(sample < windows) for sample in samples]).unsqueeze(1)
+            batch = context_slice(batch, *context)
             mask = (batch.loss_mask * counted).double()
-            total[0] += (losses * mask).sum()
+            total[0] += (losses.float().cpu().double() * mask).sum()
             total[1] += mask.sum()
             total[2] += (sizes[batch.labels] * mask).sum()
     return total
-
-
-def _losses(chunk: Any, batch: Batch) -> torch.Tensor:
-    """Cross entropy per token [b, s] in nats, on the host."""
-    b = batch.to(accel.current_device())
-    return chunk(b.tokens, b.position_ids, b.attention_mask, labels=b.labels).float().cpu()

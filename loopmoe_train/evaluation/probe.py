@@ -19,30 +19,31 @@ from torch import Tensor
 
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.data.batches import Loader
-from loopmoe_train.device.accelerator import accel
-from loopmoe_train.model.build import bare
+from loopmoe_train.evaluation.forward import outputs
+from loopmoe_train.model.build import layers
 from loopmoe_train.model.iter_adaln import IterAdaLN
 from loopmoe_train.observe.metrics import gate_key, load_stats, routing_key
 from loopmoe_train.observe.routing import LayerRouting, RoutingProbe
-from loopmoe_train.parallel.reduce import sum_over_ranks
+from loopmoe_train.parallel.reduce import of_all_stages, sum_over_ranks, token_group
 
 
 def training_routing(model: List[Any]) -> Dict[str, float]:
     """Routing metrics of the training tokens since the last call, over all ranks; resets."""
-    routers = [(layer.visit, layer.mlp.router) for layer in _layers(model) if layer.is_moe_layer]
-    counts = torch.stack([torch.stack([router.load, router.dropped]) for _, router in routers])
-    dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
+    routers = [(layer.visit, layer.mlp.router) for layer in layers(model) if layer.is_moe_layer]
     record: Dict[str, float] = {}
-    for (visit, router), (load, dropped) in zip(routers, counts.tolist()):
-        router.reset_statistics()
-        if not any(load):
-            continue  # a visit that has not run since
-        for stat, value in load_stats(load).items():
-            record[routing_key(visit.layer, visit.iteration, stat)] = value
-        if router.config.loopmoe.moe.capacity_factor is not None:
-            share = sum(dropped) / sum(load)
-            record[routing_key(visit.layer, visit.iteration, "dropped")] = share
-    return record
+    if routers:
+        counts = torch.stack([torch.stack([router.load, router.dropped]) for _, router in routers])
+        dist.all_reduce(counts, group=token_group())
+        for (visit, router), (load, dropped) in zip(routers, counts.tolist()):
+            router.reset_statistics()
+            if not any(load):
+                continue  # a visit that has not run since
+            for stat, value in load_stats(load).items():
+                record[routing_key(visit.layer, visit.iteration, stat)] = value
+            if router.config.loopmoe.moe.capacity_factor is not None:
+                share = sum(dropped) / sum(load)
+                record[routing_key(visit.layer, visit.iteration, "dropped")] = share
+    return {key: value for stage in of_all_stages(record) for key, value in stage.items()}
 
 
 def training_mtp_losses(micro_batches: int) -> List[float]:
@@ -52,13 +53,15 @@ def training_mtp_losses(micro_batches: int) -> List[float]:
         micro_batches: how many this rank has run since then.
     """
     kept = MTPLossLoggingHelper.tracker.get("values")
-    if kept is None:
-        return []
-    group = parallel_state.get_data_parallel_group()
-    sums = sum_over_ranks(kept, group)
-    kept.zero_()
-    ranks = parallel_state.get_data_parallel_world_size()
-    return [total / (ranks * max(1, micro_batches)) for total in sums]
+    means: List[float] = []
+    if kept is not None:
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        sums = sum_over_ranks(kept, group)
+        kept.zero_()
+        means = [total / (group.size() * max(1, micro_batches)) for total in sums]
+    # The heads are on the last stage.
+    found: List[float] = of_all_stages(means)[-1]
+    return found
 
 
 def probe(
@@ -68,20 +71,17 @@ def probe(
 
     Every rank runs it on windows of its own; loads and overlaps are means over ranks.
     """
-    chunk = model[0]
-    chunk.eval()
     rank = parallel_state.get_data_parallel_rank()
     batch = loader.batch(rank * run.micro_batch_size, run.micro_batch_size)
-    batch = batch.to(accel.current_device())
     with torch.no_grad(), _watching(model) as gates:
-        chunk(batch.tokens, batch.position_ids, batch.attention_mask)
-        layers = _routing(model)
-    chunk.train()
-    return RoutingProbe(step, layers), _averaged(gates)
-
-
-def _layers(model: List[Any]) -> List[Any]:
-    return [layer for chunk in model for layer in bare(chunk).decoder.layers]
+        outputs(model, [batch], losses=False)
+        found = _routing(model)
+    stages = of_all_stages((found, _averaged(gates)))
+    everywhere = [layer for routing, _ in stages for layer in routing]
+    return (
+        RoutingProbe(step, sorted(everywhere, key=lambda layer: layer.layer)),
+        {key: value for _, values in stages for key, value in values.items()},
+    )
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def _watching(model: List[Any]) -> Iterator[Dict[str, Tensor]]:
     """Keep routing maps and read modulations during one forward pass."""
     gates: Dict[str, Tensor] = {}
     handles = []
-    for layer in _layers(model):
+    for layer in layers(model):
         if layer.is_moe_layer:
             layer.mlp.router.keep_routing_map = True
         for branch, norm in (("attn", layer.input_layernorm), ("moe", layer.pre_mlp_layernorm)):
@@ -100,7 +100,7 @@ def _watching(model: List[Any]) -> Iterator[Dict[str, Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
-        for layer in _layers(model):
+        for layer in layers(model):
             if layer.is_moe_layer:
                 layer.mlp.router.keep_routing_map = False
                 layer.mlp.router.last_routing_map = None
@@ -127,11 +127,12 @@ def _reader(gates: Dict[str, Tensor], visit: Any, branch: str) -> Any:
 
 def _routing(model: List[Any]) -> List[LayerRouting]:
     maps: Dict[int, List[Tuple[int, Tensor]]] = defaultdict(list)
-    for layer in _layers(model):
+    for layer in layers(model):
         if layer.is_moe_layer:
             routing_map = layer.mlp.router.last_routing_map
             maps[layer.visit.layer].append((layer.visit.iteration, routing_map))
     result = []
+    group = token_group()
     for index, visits in sorted(maps.items()):
         stacked = torch.stack([routing_map for _, routing_map in visits]).float()  # [K, T, E]
         load = stacked.mean(1)
@@ -139,14 +140,13 @@ def _routing(model: List[Any]) -> List[LayerRouting]:
         either = stacked.sum(-1).unsqueeze(1) + stacked.sum(-1).unsqueeze(0) - both
         overlap = (both / either.clamp_min(1)).mean(-1)
         for tensor in (load, overlap):
-            dist.all_reduce(tensor, group=parallel_state.get_data_parallel_group())
-        ranks = parallel_state.get_data_parallel_world_size()
+            dist.all_reduce(tensor, group=group)
         result.append(
             LayerRouting(
                 layer=index,
                 iterations=[iteration for iteration, _ in visits],
                 load=_array(load / load.sum(-1, keepdim=True)),
-                overlap=_array(overlap / ranks) if len(visits) > 1 else None,
+                overlap=_array(overlap / group.size()) if len(visits) > 1 else None,
             )
         )
     return result
@@ -156,11 +156,8 @@ def _averaged(gates: Dict[str, Tensor]) -> Dict[str, float]:
     """Mean over ranks of each statistic."""
     if not gates:
         return {}
-    sums = sum_over_ranks(
-        torch.stack(list(gates.values())), parallel_state.get_data_parallel_group()
-    )
-    ranks = parallel_state.get_data_parallel_world_size()
-    return {name: value / ranks for name, value in zip(gates, sums)}
+    sums = sum_over_ranks(torch.stack(list(gates.values())), token_group())
+    return {name: value / token_group().size() for name, value in zip(gates, sums)}
 
 
 def _array(tensor: Tensor) -> np.ndarray:

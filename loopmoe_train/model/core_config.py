@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig, T
 from loopmoe_train.config.schema import ModelConfig, RunConfig
 from loopmoe_train.device.accelerator import accel
 from loopmoe_train.device.fixes import apply_config_rules
+from loopmoe_train.spec.placement import placement_of
 from loopmoe_train.spec.visits import visits
 
 # The others are ours (moe/balance.py). Core's global_aux_loss is a running mean that depends on
@@ -65,7 +66,6 @@ def transformer_config(run: RunConfig) -> TransformerConfig:
         autocast_dtype=dtype,
         # A loss per token is what makes layouts agree.
         calculate_per_token_loss=True,
-        expert_model_parallel_size=run.parallel.expert_parallel_size,
         # Kernels of TransformerEngine or Apex, or torch.compile at import: never needed here.
         gradient_accumulation_fusion=False,
         bias_activation_fusion=False,
@@ -73,9 +73,8 @@ def transformer_config(run: RunConfig) -> TransformerConfig:
         masked_softmax_fusion=False,
         apply_rope_fusion=False,
         persist_layer_norm=False,
-        batch_p2p_comm=True,
     )
-    settings |= _moe(model) | _recompute(run)
+    settings |= _parallel(run) | _moe(model) | _recompute(run)
     if model.attention.kind == "mla":
         config: TransformerConfig = CoreMLAConfig(**settings, **_mla(model))
     else:
@@ -87,6 +86,39 @@ def transformer_config(run: RunConfig) -> TransformerConfig:
         )
     apply_config_rules(config, accel.device_type)
     return config
+
+
+def _parallel(run: RunConfig) -> Dict[str, Any]:
+    parallel = run.parallel
+    settings: Dict[str, Any] = dict(
+        tensor_model_parallel_size=parallel.tensor_parallel_size,
+        # With experts core needs it, and what lies between the matrices is not computed twice.
+        sequence_parallel=parallel.tensor_parallel_size > 1,
+        context_parallel_size=parallel.context_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_parallel_size,
+        expert_model_parallel_size=parallel.expert_parallel_size,
+        expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
+        batch_p2p_comm=True,
+    )
+    if parallel.pipeline_parallel_size > 1:
+        placement = placement_of(run)
+        settings |= dict(
+            pipeline_model_parallel_layout=_layout(placement.layout(), run.model.mtp_layers),
+            virtual_pipeline_model_parallel_size=(
+                placement.chunks if placement.chunks > 1 else None
+            ),
+            # A stage keeps what its layers need for backward, not what it has sent on.
+            deallocate_pipeline_outputs=True,
+        )
+    return settings
+
+
+def _layout(visits_of_slot: List[int], mtp_layers: int) -> List[List[str]]:
+    """Core's words for a placement; from it core knows the number of every layer."""
+    slots = [["decoder"] * count for count in visits_of_slot]
+    slots[0].insert(0, "embedding")
+    slots[-1] += ["mtp"] * mtp_layers + ["loss"]
+    return slots
 
 
 def _moe(model: ModelConfig) -> Dict[str, Any]:

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Dict
+from dataclasses import replace
+from typing import Callable, Tuple
 
 import torch
 from megatron.core import parallel_state
 from torch import Tensor, nn
 
 from loopmoe_train.config.schema import ModelConfig
+from loopmoe_train.model.cuts import Cut, cuts
 from loopmoe_train.spec.visits import visits
+
+Names = Callable[[str], str]
 
 # Output norms of attention and FFN, in the order of ``depth_scaled_gains``.
 _GAINS = ("self_attn_bda.output_norm.weight", "mlp_bda.output_norm.weight")
@@ -24,19 +28,21 @@ _GAINS = ("self_attn_bda.output_norm.weight", "mlp_bda.output_norm.weight")
 _OUTPUT = ("linear_proj.weight", "linear_fc2.weight", "experts.w2_EFD")
 
 
-def initialize(model: nn.Module, config: ModelConfig, seed: int) -> None:
-    """Fill every parameter of a bare GPTModel.
+def initialize(model: nn.Module, config: ModelConfig, seed: int, names: Names) -> None:
+    """Fill every parameter of a bare chunk of the model.
 
     norm gains 1, those of the sandwich's output norms by ``depth_scaled_gains`` (arXiv
     2504.07866); biases, the loop's state injection and IterAdaLN's modulation 0 (step 0 of the
     loop body is a plain norm, and its attention branch is off); other matrices normal with
     :func:`_std`.
+
+    Args:
+        names: gives a parameter's unique name.
     """
-    layer_of = {str(v.index): v.layer for v in visits(config)}
-    depth = len(layer_of)
+    depth = len(visits(config))
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            key = _unique(name, layer_of)
+        for local, parameter, cut in cuts(model):
+            name = names(local)
             if name.endswith("norm.weight"):
                 parameter.fill_(_gain(name, config, depth))
             elif ".modulation." in name or ".injection." in name or name.endswith(".bias"):
@@ -44,10 +50,16 @@ def initialize(model: nn.Module, config: ModelConfig, seed: int) -> None:
             elif ".experts." in name:
                 first = parallel_state.get_expert_model_parallel_rank() * parameter.shape[0]
                 std = _std(name, config, depth)
+                of_one = replace(cut, dim=cut.dim - 1)
                 for index, expert in enumerate(parameter):
-                    expert.copy_(_normal(expert, std, f"{seed}:{key}:{first + index}"))
+                    _draw(expert, of_one, std, f"{seed}:{name}:{first + index}")
             else:
-                parameter.copy_(_normal(parameter, _std(name, config, depth), f"{seed}:{key}"))
+                _draw(parameter, cut, _std(name, config, depth), f"{seed}:{name}")
+
+
+def _draw(part: Tensor, cut: Cut, std: float, key: str) -> None:
+    """Draw the whole weight and keep this rank's part: any split starts from the same numbers."""
+    part.copy_(cut.part(_normal(cut.whole(tuple(part.shape)), std, key)))
 
 
 def _gain(name: str, config: ModelConfig, depth: int) -> float:
@@ -66,16 +78,8 @@ def _std(name: str, config: ModelConfig, depth: int) -> float:
     return config.init_std / (math.sqrt(2 * depth) if name.endswith(_OUTPUT) else 1)
 
 
-def _unique(name: str, layer_of: Dict[str, int]) -> str:
-    head, _, tail = name.partition("decoder.layers.")
-    if not tail:
-        return name
-    index, _, rest = tail.partition(".")
-    return f"{head}decoder.layers.{layer_of[index]}.{rest}"
-
-
-def _normal(like: Tensor, std: float, key: str) -> Tensor:
+def _normal(shape: Tuple[int, ...], std: float, key: str) -> Tensor:
     """Normal numbers from a host generator seeded by ``key``."""
     seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
     generator = torch.Generator().manual_seed(seed >> 1)
-    return torch.empty(like.shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
+    return torch.empty(shape, dtype=torch.float32).normal_(0.0, std, generator=generator)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Sequence
 
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
@@ -22,16 +22,24 @@ from loopmoe_train.model.iter_adaln import IterAdaLN, IterationMLP
 from loopmoe_train.model.norm import RMSNorm
 from loopmoe_train.model.visit_layer import LaterVisit, VisitLayer
 from loopmoe_train.moe.layer import LoopMoELayer
-from loopmoe_train.spec.visits import Visit, conditioned, visits
+from loopmoe_train.spec.visits import Visit, conditioned
+
+# Unique layer -> its first visit, for the later ones; of all chunks of a stage.
+Owners = Dict[int, List[VisitLayer]]
 
 
-def block_spec(model: ModelConfig) -> TransformerBlockSubmodules:
-    """Specs of all visits in execution order, and the final norm."""
-    owners: Dict[int, List[VisitLayer]] = {}
+def block_spec(
+    model: ModelConfig, chunk: Sequence[Visit], owners: Owners
+) -> TransformerBlockSubmodules:
+    """Specs of a chunk's visits in execution order, and the final norm (core takes it on the
+    last chunk).
+
+    Args:
+        owners: filled and read here: the first visits of the layers of this stage.
+    """
     shared_mlp: List[IterationMLP] = []
     specs = [
-        visit_spec(model, visit, owners.setdefault(visit.layer, []), shared_mlp)
-        for visit in visits(model)
+        visit_spec(model, visit, owners.setdefault(visit.layer, []), shared_mlp) for visit in chunk
     ]
     return TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm)
 

@@ -41,12 +41,13 @@ class MTPModel(GPTModel):
         get_moe_layer_wise_logging_tracker().clear()
 
     def _postprocess(self, hidden_states: Tensor, labels: Any, **more: Any) -> Tensor:
-        if self.training:
+        if self.training or not self.post_process:
             loss: Tensor = super()._postprocess(hidden_states, labels=labels, **more)
             return loss
         shared = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if shared else None
-        logits, _ = self.output_layer(hidden_states, weight=weight)
+        gather = more.get("runtime_gather_output")
+        logits, _ = self.output_layer(hidden_states, weight=weight, runtime_gather_output=gather)
         if labels is None:
             return logits.transpose(0, 1).contiguous()
         return self.compute_language_model_loss(labels, logits)

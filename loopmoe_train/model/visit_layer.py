@@ -48,6 +48,8 @@ class VisitLayer(TransformerLayer):
         if loop.state_injection and self.starts_body:
             d = config.hidden_size
             self.injection = nn.Linear(d, d, bias=False, dtype=config.params_dtype)
+            # Token-wise and replicated, as IterAdaLN's.
+            self.injection.weight.sequence_parallel = config.sequence_parallel
         # The state that enters the loop, of the forward pass that runs.
         self.__dict__["entered"] = None
         self.cuts_gradient = False  # set for a step by model/iterations.py

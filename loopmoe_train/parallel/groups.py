@@ -13,6 +13,7 @@ from loopmoe_train.device.accelerator import accel
 from loopmoe_train.errors import RunFailed
 from loopmoe_train.parallel.environment import place
 from loopmoe_train.parallel.rendezvous import default_to_loopback, store
+from loopmoe_train.spec.placement import placement_of
 
 
 def join(run: RunConfig) -> None:
@@ -47,16 +48,26 @@ def join(run: RunConfig) -> None:
 
 def make_groups(run: RunConfig, timeout: timedelta) -> None:
     """Core's groups for this layout over an existing default group."""
+    parallel, chunks = run.parallel, placement_of(run).chunks
     parallel_state.initialize_model_parallel(
-        expert_model_parallel_size=run.parallel.expert_parallel_size,
+        tensor_model_parallel_size=parallel.tensor_parallel_size,
+        context_parallel_size=parallel.context_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_parallel_size,
+        virtual_pipeline_model_parallel_size=chunks if chunks > 1 else None,
+        expert_model_parallel_size=parallel.expert_parallel_size,
+        expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
         # Core says int and makes a timedelta of it: fractions are as good.
         distributed_timeout_minutes=timeout.total_seconds() / 60,  # type: ignore[arg-type]
     )
 
 
 def seed_rank(seed: int) -> None:
-    """Seed dropout: alike for ranks that share a token, apart for those that do not."""
+    """Seed dropout: alike for ranks that share a token, apart for those that do not.
+
+    Core's tracker adds the tensor-parallel rank, where its layers work on tokens of their own.
+    """
     rank_seed = seed + 1000 * parallel_state.get_data_parallel_rank(with_context_parallel=True)
+    rank_seed += 100 * parallel_state.get_pipeline_model_parallel_rank()
     torch.manual_seed(rank_seed)
     tensor_parallel.model_parallel_cuda_manual_seed(rank_seed, force_reset_rng=True)
 

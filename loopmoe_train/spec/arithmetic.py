@@ -128,6 +128,33 @@ def parameters(model: ModelConfig, vocab_size: int) -> Dict[str, int]:
     }
 
 
+def _score_flops(model: ModelConfig, sequence_length: int) -> float:
+    """Of one token's attention scores and their use; a query sees (s + 1) / 2 keys on average."""
+    a = model.attention
+    width = a.qk_head_dim + a.qk_rope_head_dim + a.v_head_dim if a.kind == "mla" else 2 * a.head_dim
+    return a.num_heads * width * (sequence_length + 1)
+
+
+def _visit_parts(model: ModelConfig, visit: Visit, sequence_length: int) -> Dict[str, float]:
+    layer = layer_parameters(model, visit.dense, visit.looped)
+    ffn = "shared_and_dense" if visit.dense else "experts"
+    parts: Dict[str, float] = {
+        "attention_projections": 2 * layer.attention,
+        "attention_scores": _score_flops(model, sequence_length),
+        "shared_and_dense": 2 * layer.shared_experts,
+        "experts": 0,
+        "router": 2 * layer.router,
+        "iter_adaln": 2 * (layer.conditioning + injection_parameters(model, visit)),
+    }
+    parts[ffn] += 2 * layer.ffn_active
+    return parts
+
+
+def visit_flops(model: ModelConfig, visit: Visit, sequence_length: int) -> float:
+    """Forward FLOPs of one token in one visit."""
+    return sum(_visit_parts(model, visit, sequence_length).values())
+
+
 def forward_flops_per_token(
     model: ModelConfig, vocab_size: int, sequence_length: int, iterations: Optional[int] = None
 ) -> Dict[str, float]:
@@ -139,10 +166,8 @@ def forward_flops_per_token(
     Args:
         iterations: the loop runs so often only; None: as often as the model has it.
     """
-    a, d = model.attention, model.hidden_size
-    width = a.qk_head_dim + a.qk_rope_head_dim + a.v_head_dim if a.kind == "mla" else 2 * a.head_dim
-    # A query sees (s + 1) / 2 keys on average.
-    scores = a.num_heads * width * (sequence_length + 1)
+    d = model.hidden_size
+    scores = _score_flops(model, sequence_length)
     parts = dict.fromkeys(
         ("attention_projections", "attention_scores", "experts", "shared_and_dense", "router",
          "iter_adaln", "head", "mtp"), 0.0
@@ -150,13 +175,8 @@ def forward_flops_per_token(
     for visit in visits(model):
         if iterations is not None and visit.iteration > iterations:
             continue
-        layer = layer_parameters(model, visit.dense, visit.looped)
-        parts["attention_projections"] += 2 * layer.attention
-        parts["attention_scores"] += scores
-        parts["shared_and_dense" if visit.dense else "experts"] += 2 * layer.ffn_active
-        parts["shared_and_dense"] += 2 * layer.shared_experts
-        parts["router"] += 2 * layer.router
-        parts["iter_adaln"] += 2 * (layer.conditioning + injection_parameters(model, visit))
+        for part, flops in _visit_parts(model, visit, sequence_length).items():
+            parts[part] += flops
     parts["head"] = 2.0 * vocab_size * d
     extra = layer_parameters(model, False, False)
     matrices = extra.attention + extra.ffn_active + extra.shared_experts + extra.router + 2 * d * d

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List
+from typing import Any, List
 
 import torch
 import torch.distributed as dist
 
-from loopmoe_train.model.build import bare, unique_name
+from loopmoe_train.model.build import named_weights
 
 
-def describe_non_finite(model: List[Any], prefixes: Dict[str, str]) -> str:
+def describe_non_finite(model: List[Any]) -> str:
     """First bad parameter of each rank and how many there are; a collective call."""
     bad = [
-        unique_name(name, prefixes)
-        for chunk in model
-        for name, parameter in bare(chunk).named_parameters()
+        name
+        for name, parameter in named_weights(model)
         if parameter.requires_grad and not torch.isfinite(parameter.main_grad).all()
     ]
     everywhere: List[Any] = [None] * dist.get_world_size()

@@ -216,3 +216,10 @@ def check_text(run: RunConfig, text: Mixture) -> None:
             f"model.vocab_size={run.model.vocab_size} is below the tokenizer's {vocab_size}",
             "raise it, or leave it null",
         )
+    tensor, size = run.parallel.tensor_parallel_size, run.model.vocab_size or vocab_size
+    if size % tensor:
+        raise Refused(
+            f"the tokenizer of {text.tokenizer_of.path} has {size} pieces, no multiple of "
+            f"parallel.tensor_parallel_size={tensor}",
+            f"set model.vocab_size={-(-size // tensor) * tensor}, or another tensor_parallel_size",
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ from loopmoe_train.checkpoint.save import Saver
 from loopmoe_train.checkpoint.state import Trained, capture
 from loopmoe_train.config.run_file import run_dir
 from loopmoe_train.config.schema import RunConfig
-from loopmoe_train.data.batches import Batch, rank_slice
+from loopmoe_train.data.batches import Batch, context_slice, rank_slice
 from loopmoe_train.device.accelerator import accel, select
 from loopmoe_train.errors import TrainingStopped
 from loopmoe_train.evaluation.perplexity import validate
@@ -81,15 +82,13 @@ def build(run: RunConfig, vocab_size: int, batch: Callable[[int, int], Batch]) -
     config.finalize_model_grads_func = finalize_model_grads
     config.grad_scale_func = optimizer.scale_loss
     if run.parallel.overlap_grad_reduce:
-        config.no_sync_func = model[0].no_sync
-    prefixes = layer_names(run)
+        waits = [chunk.no_sync for chunk in model]
+        config.no_sync_func = waits if len(model) > 1 else waits[0]
 
-    def micro_batches(consumed: int) -> Iterator[Batch]:
-        rank = parallel_state.get_data_parallel_rank()
-        ranks = parallel_state.get_data_parallel_world_size()
-        for index in range(micro_steps(run, global_batch(run, consumed))):
-            mine = rank_slice(consumed, index, run.micro_batch_size, rank, ranks)
-            yield batch(mine.start, len(mine)).to(accel.current_device())
+    def micro_batches(consumed: int) -> Any:
+        each = _micro_batches(run, consumed, batch)
+        # Every chunk of a stage reads them at its own pace.
+        return each if len(model) == 1 else list(itertools.tee(each, len(model)))
 
     return TrainState(
         run=run,
@@ -98,8 +97,22 @@ def build(run: RunConfig, vocab_size: int, batch: Callable[[int, int], Batch]) -
         scheduler=scheduler,
         forward_backward=get_forward_backward_func(),
         micro_batches=micro_batches,
-        describe_gradients=lambda chunks: describe_non_finite(chunks, prefixes),
+        describe_gradients=describe_non_finite,
     )
+
+
+def _micro_batches(
+    run: RunConfig, consumed: int, batch: Callable[[int, int], Batch]
+) -> Iterator[Batch]:
+    """This rank's part of the global batch that begins with sample ``consumed``."""
+    data = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+    context = (
+        parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
+    )  # fmt: skip
+    for index in range(micro_steps(run, global_batch(run, consumed))):
+        mine = rank_slice(consumed, index, run.micro_batch_size, *data)
+        whole = batch(mine.start, len(mine))
+        yield context_slice(whole, *context).to(accel.current_device())
 
 
 def restore(

@@ -22,7 +22,7 @@ from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.data.batches import Batch
 from loopmoe_train.errors import TrainingStopped
 from loopmoe_train.model.iterations import drawn_iterations, running
-from loopmoe_train.parallel.reduce import sum_over_ranks
+from loopmoe_train.parallel.reduce import sum_over_tokens
 from loopmoe_train.spec.batch import global_batch
 
 
@@ -33,7 +33,8 @@ class TrainState:
     Attributes:
         model: chunks of this rank, wrapped by core's DistributedDataParallel.
         forward_backward: core's schedule for this layout.
-        micro_batches: first sample of a global batch -> this rank's micro-batches of it.
+        micro_batches: first sample of a global batch -> this rank's micro-batches of it, as core's
+            schedule takes them: an iterator, or one for every chunk.
         describe_gradients: names the parameters with non-finite gradients on all ranks.
         step: optimizer steps done.
         consumed: samples consumed by all ranks.
@@ -44,7 +45,7 @@ class TrainState:
     optimizer: ChainedOptimizer
     scheduler: OptimizerParamScheduler
     forward_backward: Callable[..., List[Dict[str, Tensor]]]
-    micro_batches: Callable[[int], Iterator[Batch]]
+    micro_batches: Callable[[int], Any]
     describe_gradients: Callable[[List[Any]], str]
     step: int = 0
     consumed: int = 0
@@ -158,9 +159,8 @@ def _clip(optimizer: ChainedOptimizer, max_norm: float, total_norm: float) -> No
 
 def _agree(outputs: List[Dict[str, Tensor]], stop_wanted: bool) -> Tuple[float, int, bool]:
     """Mean loss per token over all ranks, tokens, and whether any rank wants to stop."""
-    loss = sum(float(output["sum"]) for output in outputs)
+    loss = sum(float(output["sum"]) for output in outputs)  # of the last stage, else none
     counted = sum(int(output["tokens"]) for output in outputs)
     mine = torch.tensor([loss, counted, stop_wanted], dtype=torch.float64)
-    group = parallel_state.get_data_parallel_group()
-    total, tokens, wishes = sum_over_ranks(mine, group)
+    total, tokens, wishes = sum_over_tokens(mine)
     return total / max(tokens, 1.0), int(tokens), wishes > 0

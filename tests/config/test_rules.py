@@ -25,7 +25,7 @@ REFUSED = {
     "seed=9223372036854775808": ["seed=9223372036854775808", "below 2^63"],
     "precision=fp23": ["precision=fp23", "fp32"],
     "cluster.device=gpu": ["cluster.device=gpu", "cuda"],
-    "cluster.devices=3": ["global_batch_size"],
+    "cluster.devices=3": ["expert_parallel_size=2", "cluster.devices=3"],
     "global_batch_size=12": ["global_batch_size=12", "use 16"],
     "parallel.expert_parallel_size=3": ["parallel.expert_parallel_size=3", "cluster.devices"],
     "model.moe.num_experts=15": ["model.moe.num_experts=15"],

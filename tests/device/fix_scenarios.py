@@ -197,6 +197,43 @@ def sequence_loss(rank: int, folder: Path, store: str) -> None:
     torch.testing.assert_close(together, apart)
 
 
+def balance_of_ranks(rank: int, folder: Path, store: str) -> None:
+    """Two tensor-parallel ranks with half of the tokens each: their gradients add up to those
+    of one rank with all of them (the loads of the losses are the group's)."""
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.core.transformer.moe import router as core
+
+    from tests.device import tiny
+
+    tiny.start(rank, 2, store, tensor_model_parallel_size=2)
+    alone = [torch.distributed.new_group([member]) for member in range(2)][rank]
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    tokens = torch.randn(10, 2, 32, generator=torch.Generator().manual_seed(1))
+
+    def gradient(part: torch.Tensor, group: Any, **balance: Any) -> torch.Tensor:
+        config = tiny.make_config(num_moe_experts=4, calculate_per_token_loss=True, **balance)
+        router = core.TopKRouter(config, pg_collection=groups)
+        router.tp_cp_group = group
+        router.set_layer_number(1)
+        weight = torch.randn(4, 32, generator=torch.Generator().manual_seed(2))
+        router.weight.data.copy_(weight)
+        (router(part)[0].sum() * 0).backward()
+        assert router.weight.grad is not None
+        return router.weight.grad
+
+    for balance in (
+        {"moe_router_load_balancing_type": "aux_loss", "moe_aux_loss_coeff": 0.1},
+        {"moe_router_load_balancing_type": "seq_aux_loss", "moe_aux_loss_coeff": 0.1},
+        {"moe_z_loss_coeff": 0.1},
+    ):
+        together = gradient(tokens, alone, **balance)
+        half = gradient(tokens.chunk(2)[rank].contiguous(), groups.tp_cp, **balance)
+        torch.distributed.all_reduce(half)
+        factor = float(together.norm() / half.norm())
+        assert abs(factor - 1) < 1e-5, f"off by a factor of {factor}"
+        torch.testing.assert_close(half, together)
+
+
 def _optimizer(model: Any) -> Any:
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
@@ -290,6 +327,7 @@ SCENARIOS: dict[str, tuple[Callable[[int, Path, str], None], int]] = {
     "recompute_without_fp8": (recompute_without_fp8, 1),
     "router_counts": (router_counts, 1),
     "sequence_loss": (sequence_loss, 1),
+    "balance_of_ranks": (balance_of_ranks, 2),
     "resume": (resume, 1),
     "state_before_first_step": (state_before_first_step, 1),
     "settings_of_core": (settings_of_core, 1),

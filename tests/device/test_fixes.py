@@ -31,6 +31,7 @@ WITHOUT = {
     "optimizer-step-shared-on-resume": ("resume", "after resuming"),
     "router-counters-in-fp32": ("router_counts", "instead of"),
     "sequence-loss-of-all-tokens": ("sequence_loss", "off by a factor"),
+    "balance-losses-of-all-ranks": ("balance_of_ranks", "off by a factor of 2"),
     "interleaved-over-two-stages": ("pipeline_pp2_vpp2", "gradients are off"),
 }
 WITH = (

@@ -25,10 +25,12 @@ from loopmoe_train.device import fixes
 from loopmoe_train.device.accelerator import select
 from loopmoe_train.model import build as build_module
 from loopmoe_train.model import init
-from loopmoe_train.model.build import bare, layer_names, unique_name
+from loopmoe_train.model.build import bare, named_weights, unique_name
+from loopmoe_train.model.cuts import cuts
 from loopmoe_train.moe import experts
 from loopmoe_train.optim import ownership
 from loopmoe_train.parallel import groups
+from loopmoe_train.parallel.reduce import of_all_stages
 from loopmoe_train.train.run import build
 from loopmoe_train.train.step import TrainState, train_step
 
@@ -183,12 +185,20 @@ def _train(run: RunConfig, steps: int) -> Dict[str, Any]:
         losses.append(result.loss)
         norms.append(result.grad_norm)
     bias = {
-        unique_name(name, layer_names(run)): buffer.clone()
-        for name, buffer in bare(state.model[0]).named_buffers()
-        if name.endswith("expert_bias")
+        name: buffer for stage in of_all_stages(_biases(state)) for name, buffer in stage.items()
     }
     weights = {k: v for k, v in named(state, lambda p: p.data).items()}
     return dict(losses=losses, norms=norms, gradients=gradients, bias=bias, weights=weights)
+
+
+def _biases(state: TrainState) -> Dict[str, torch.Tensor]:
+    return {
+        unique_name(name, {f"decoder.layers.{i}.": f"decoder.layers.{layer.visit.layer}."
+                           for i, layer in enumerate(bare(chunk).decoder.layers)}): buffer.clone()
+        for chunk in state.model
+        for name, buffer in bare(chunk).named_buffers()
+        if name.endswith("expert_bias")
+    }  # fmt: skip
 
 
 def _capture_gradients(state: TrainState) -> Dict[str, torch.Tensor]:
@@ -206,26 +216,37 @@ def _capture_gradients(state: TrainState) -> Dict[str, torch.Tensor]:
 
 
 def named(state: TrainState, pick: Any) -> Dict[str, torch.Tensor]:
-    """Full tensors by unique name: shards of the distributed optimizer and experts joined."""
+    """Full tensors by unique name, from the shards of the distributed optimizer, the experts of
+    all ranks and the cuts of tensor parallelism. Copies must be alike, to the last bit."""
     owned = _owned_ranges(state)
-    prefixes = layer_names(state.run)
     mine = {}
-    for name, parameter in bare(state.model[0]).named_parameters():
-        start, end = owned.get(parameter, (0, parameter.numel()))
-        flat = pick(parameter).detach().float().reshape(-1)[start:end].clone()
-        mine[unique_name(name, prefixes)] = (start, flat, tuple(parameter.shape))
+    for chunk in state.model:
+        names = {id(parameter): cut for _, parameter, cut in cuts(bare(chunk))}
+        for name, parameter in named_weights([chunk]):
+            start, end = owned.get(parameter, (0, parameter.numel()))
+            flat = pick(parameter).detach().float().reshape(-1)[start:end].clone()
+            mine[name] = (start, flat, tuple(parameter.shape), names[id(parameter)])
     everywhere: List[Any] = [None] * dist.get_world_size()
     ep_rank = parallel_state.get_expert_model_parallel_rank()
     dist.all_gather_object(everywhere, (ep_rank, mine))
     joined = {}
-    for name, (_, _, shape) in mine.items():
-        experts = ".experts." in name
-        ranks = parallel_state.get_expert_model_parallel_world_size() if experts else 1
-        full = torch.full((ranks, torch.Size(shape).numel()), float("nan"))
+    for name in {name: None for _, other in everywhere for name in other}:
+        # (expert rank, rank of the cut) -> that part
+        parts: Dict[Any, torch.Tensor] = {}
         for ep, other in everywhere:
-            start, flat, _ = other[name]
-            full[ep if experts else 0, start : start + flat.numel()] = flat
-        joined[name] = full.reshape(ranks * shape[0], *shape[1:])
+            if name not in other:
+                continue
+            start, flat, shape, cut = other[name]
+            key = (ep if ".experts." in name else 0, cut.rank)
+            part = parts.setdefault(key, torch.full((torch.Size(shape).numel(),), float("nan")))
+            there = part[start : start + flat.numel()]
+            assert torch.isnan(there).all() or torch.equal(there, flat), f"{name}: copies differ"
+            part[start : start + flat.numel()] = flat
+        whole = []
+        for ep in sorted({ep for ep, _ in parts}):
+            shards = [parts[ep, rank].reshape(shape) for rank in range(cut.ranks)]
+            whole.append(cut.join(shards))
+        joined[name] = torch.cat(whole)
         assert not torch.isnan(joined[name]).any(), f"{name}: shards do not cover it"
     return joined
 
@@ -234,7 +255,7 @@ def _owned_ranges(state: TrainState) -> Dict[Any, Any]:
     """Parameter -> (start, end) of the part that this rank reduces; without sharding, nothing."""
     ranges: Dict[Any, Any] = {}
     if state.run.parallel.distributed_optimizer and state.run.optim.kind == "adamw":
-        for parameter in bare(state.model[0]).parameters():
+        for _, parameter in named_weights(state.model):
             ranges[parameter] = (0, 0)
         for part in state.optimizer.chained_optimizers:
             for parameter in part.model_param_group_index_map:
