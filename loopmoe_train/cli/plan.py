@@ -1,4 +1,4 @@
-"""``loopmoe plan --model-only``: what a model costs; ``--balance``: its looped equal."""
+"""``loopmoe plan``: what a model costs, its looped equal, and how it stands on a pipeline."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from loopmoe_train.cli.arguments import Parser
+from loopmoe_train.cli.drawing import draw
 from loopmoe_train.config.schema import ModelConfig, RunConfig
 from loopmoe_train.errors import Refused
 from loopmoe_train.files import write_text
@@ -28,11 +29,14 @@ from loopmoe_train.spec.summary import summarize
 OWN_HELP = True  # argparse prints it
 
 _DESCRIPTION = """\
-Parameters and FLOPs of models, and the looped model that equals a vanilla one.
+Parameters and FLOPs of models, the looped model that equals a vanilla one, and the pipeline.
 
   loopmoe plan --model-only model=loopmoe_3b,vanilla_3b     a table, one column a model
   loopmoe plan --balance 2/2/2x4 model=vanilla_3b           2 prefix layers, 2 looped 4 times,
                                                             2 suffix: a preset on stdout
+  loopmoe plan --draw schedule.png model=loopmoe_3b parallel.pipeline_parallel_size=2 ...
+                                                            which layers stand on which stage,
+                                                            and one step as a timeline
 
 The text that --balance prints is a preset with its residuals as comments. Ranks, expert width
 and number of experts are chosen so that parameters N, FLOPs per token F and the ratio rho of
@@ -57,18 +61,23 @@ _PARTS = {
 def run(argv: List[str]) -> int:
     """Print the table or the balanced preset; returns the exit code."""
     given = _parser().parse_intermixed_args(argv)
-    if given.balance is not None and given.model_only:
-        raise Refused("--model-only and --balance are two reports", "ask for one of them")
+    if sum(map(bool, (given.balance, given.model_only, given.draw))) > 1:
+        raise Refused("--model-only, --balance and --draw are three reports", "ask for one of them")
+    if given.trace is not None and given.draw is None:
+        raise Refused("--trace is for --draw", "add --draw FILE.png")
     unique, assumption = _unique(given)
     if given.balance is not None:
         report, text = _balance(given, argv, unique, assumption)
     elif given.model_only:
         report = _models(_compose_each(given.settings), unique, assumption)
         text = "\n".join(_table(report))
+    elif given.draw is not None:
+        report, text = draw(given.settings, given.draw, given.trace)
     else:
         raise Refused(
-            "only the model is planned so far, no layout",
-            "loopmoe plan --model-only [model=NAME ...], or --balance LAYOUT model=NAME",
+            "no layout is searched yet: say what to report",
+            "loopmoe plan --model-only [model=NAME ...], --balance LAYOUT model=NAME, or "
+            "--draw FILE.png parallel.pipeline_parallel_size=2 ...",
         )
     if given.json is not None:
         try:
@@ -93,6 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     add("settings", metavar="setting=value", nargs="*", help="Hydra overrides, as for train")
     add("--model-only", action="store_true", help="print what the models cost")
     add("--balance", metavar="LAYOUT", help="PREFIX/BODY/SUFFIXxITERATIONS, e.g. 2/2/2x4")
+    add("--draw", metavar="FILE.png", help="draw one step of the pipeline that the settings make")
+    add("--trace", metavar="FILE.json", help="with --draw: the same for ui.perfetto.dev")
     add("--json", metavar="FILE", help="write the figures there too")
     overlap = parser.add_argument_group(
         "distinct experts of a token over the iterations (default: independent routing)"

@@ -312,13 +312,13 @@ def _balance_losses_of_all_ranks(module: ModuleType) -> None:
     name = "balance-losses-of-all-ranks"
 
     @_wrap(name, module.TopKRouter, "attach_and_log_load_balancing_loss")
-    def attach(original: Any, self: Any, activation: Any, coeff: float, loss: Any, loss_name: str,
-               group: Any, *args: Any, valid_token_count: Any = None, **kwargs: Any) -> Any:  # fmt: skip
+    def attach(original: Any, self: Any, probs: Any, coeff: Any, loss: Any, kind: Any, group: Any,
+               *args: Any, valid_token_count: Any = None, **kwargs: Any) -> Any:  # fmt: skip
         # core's own losses name their tokens; each rank holds its part of the loss of all of them
         if valid_token_count is not None:
             valid_token_count = valid_token_count * group.size()
-        return original(self, activation, coeff, loss, loss_name, group, *args,
-                        valid_token_count=valid_token_count, **kwargs)  # fmt: skip
+        kwargs["valid_token_count"] = valid_token_count
+        return original(self, probs, coeff, loss, kind, group, *args, **kwargs)
 
     @_wrap(name, module.TopKRouter, "apply_z_loss")
     def z_loss(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -8,6 +8,8 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.moe.moe_utils import get_moe_layer_wise_logging_tracker
+from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import nn
 
@@ -82,6 +84,9 @@ def _empty_chunks(run: RunConfig, vocab_size: int, config: TransformerConfig) ->
     stage = parallel_state.get_pipeline_model_parallel_rank()
     owners: Owners = {}
     chunks = []
+    # Core keeps these by process, in the size of the first model that it met.
+    MTPLossLoggingHelper.tracker.clear()
+    get_moe_layer_wise_logging_tracker().clear()
     for chunk in range(placement.chunks):
         first = stage == 0 and chunk == 0
         last = stage == placement.stages - 1 and chunk == placement.chunks - 1

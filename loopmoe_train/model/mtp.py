@@ -13,9 +13,7 @@ from typing import Any
 
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
-from megatron.core.transformer.moe.moe_utils import get_moe_layer_wise_logging_tracker
 from megatron.core.transformer.multi_token_prediction import (
-    MTPLossLoggingHelper,
     MultiTokenPredictionBlock,
     MultiTokenPredictionBlockSubmodules,
     MultiTokenPredictionLayer,
@@ -33,12 +31,6 @@ from loopmoe_train.spec.visits import Visit, visits
 class MTPModel(GPTModel):
     """Core's model with heads that rest outside training: they would only cost there, and core's
     cannot do without labels."""
-
-    def __init__(self, *args: Any, **more: Any) -> None:
-        super().__init__(*args, **more)
-        # Core keeps these by process, in the size of the first model that it met.
-        MTPLossLoggingHelper.tracker.clear()
-        get_moe_layer_wise_logging_tracker().clear()
 
     def _postprocess(self, hidden_states: Tensor, labels: Any, **more: Any) -> Tensor:
         if self.training or not self.post_process:

@@ -16,18 +16,9 @@ pytest.importorskip("lm_eval")
 VOCABULARY, LENGTH = 11, 6
 
 
-class Bigrams:
-    """The next token depends on the present one alone, so no cut of the text may matter."""
-
-    def __init__(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.table = torch.randn(VOCABULARY, VOCABULARY, generator=generator)
-        self.calls = 0
-
-    def __call__(self, tokens: Tensor, positions: Tensor, mask: Any) -> Tensor:
-        assert positions.shape == tokens.shape and tokens.shape[1] <= LENGTH
-        self.calls += 1
-        return self.table[tokens]
+def bigrams() -> Tensor:
+    """Logits of the next token: the present one alone decides, so no cut of the text may matter."""
+    return torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(0))
 
 
 class Digits:
@@ -46,7 +37,19 @@ def scorer() -> Any:
     from loopmoe_train.evaluation.harness import Scorer
 
     run = SimpleNamespace(sequence_length=LENGTH, micro_batch_size=2)
-    return Scorer(run, Bigrams(), Digits())
+    return Scorer(run, [_model()], Digits())
+
+
+def _model() -> Any:
+    from tests.evaluation.known_model import KnownModel
+
+    table = bigrams()
+
+    def answer(tokens: Tensor, labels: Any) -> Tensor:
+        assert tokens.shape[1] <= LENGTH
+        return table[tokens]
+
+    return KnownModel(answer)
 
 
 def asked(*arguments: Any) -> List[Any]:
@@ -57,7 +60,7 @@ PAIRS = [("abc", "de"), ("", "a"), ("abcdefghij", "ab"), ("a", "bcdefghijabcdefg
 
 
 def by_hand(context: str, more: str) -> Tuple[float, bool]:
-    logs = Bigrams().table.double().log_softmax(-1)
+    logs = bigrams().double().log_softmax(-1)
     ids = [0, *Digits().encode(context + more)]
     steps = list(zip(ids, ids[1:]))[len(context) :]
     greedy = all(int(logs[a].argmax()) == b for a, b in steps)
@@ -66,7 +69,7 @@ def by_hand(context: str, more: str) -> Tuple[float, bool]:
 
 @pytest.mark.usefixtures("one_rank")
 def test_log_probabilities_whatever_the_length() -> None:
-    table = Bigrams().table
+    table = bigrams()
     best = "abc"
     for _ in range(3):
         best += chr(ord("`") + int(table[Digits().encode(best[-1])[0], 1:].argmax()) + 1)
@@ -81,7 +84,7 @@ def test_log_probabilities_whatever_the_length() -> None:
 
 @pytest.mark.usefixtures("one_rank")
 def test_greedy_text_ends_where_it_should() -> None:
-    table = Bigrams().table
+    table = bigrams()
     wanted, token = "", 3
     for _ in range(9):
         token = int(table[token].argmax())
@@ -108,7 +111,7 @@ def shared() -> Tuple[List[Tuple[float, bool]], int]:
     one = scorer()
     found = one.loglikelihood(asked(*PAIRS))
     groups.leave()
-    return found, one.chunk.calls
+    return found, one.model[0].calls
 
 
 def test_two_ranks_share_the_windows_and_agree() -> None:

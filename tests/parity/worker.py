@@ -11,12 +11,13 @@ import importlib
 import os
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from typing import Any, Dict, Iterator, List
+from typing import Any, Callable, Dict, Iterator, List
 from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.utils import get_model_config
 
 from loopmoe_train.config.compose import compose
 from loopmoe_train.config.schema import RunConfig
@@ -33,6 +34,7 @@ from loopmoe_train.parallel import groups
 from loopmoe_train.parallel.reduce import of_all_stages
 from loopmoe_train.train.run import build
 from loopmoe_train.train.step import TrainState, train_step
+from tests.parity.wrong import every_chunk_registers, every_visit_counts, last_visit_owns
 
 VOCAB = 96
 
@@ -126,7 +128,8 @@ def run_cases(cases: List[Dict[str, Any]]) -> Dict[str, Any]:
         groups.make_groups(run, timedelta(seconds=120))
         groups.seed_rank(run.seed)
         with without(case.get("without", "")):
-            results[case["name"]] = _train(run, case["steps"])
+            on_call = case.get("without") in (_ON_CALL, "the first visit owns the weights")
+            results[case["name"]] = _train(run, case["steps"], on_call)
         parallel_state.destroy_model_parallel()
     return results
 
@@ -165,9 +168,26 @@ def without(safeguard: str) -> Iterator[None]:
             )
         elif safeguard == "owners share their weights":
             undo.enter_context(patch.object(ownership.Owned, "share", lambda self: None))
+        elif safeguard in _WRONG_CHUNKS:
+            make_chunks = build_module._chunks
+
+            def wrong(*args: Any) -> Any:
+                chunks = make_chunks(*args)
+                _WRONG_CHUNKS[safeguard](chunks)
+                return chunks
+
+            undo.enter_context(patch.object(build_module, "_chunks", wrong))
         else:
-            assert not safeguard, safeguard
+            assert safeguard in ("", _ON_CALL), safeguard
         yield
+
+
+_ON_CALL = "a reduction that follows backward"
+_WRONG_CHUNKS: Dict[str, Callable[[List[Any]], None]] = {
+    "the first visit owns the weights": last_visit_owns,
+    "a weight belongs to one chunk": every_chunk_registers,
+    "one counter for all iterations": every_visit_counts,
+}
 
 
 def _bias_of_this_rank_alone(counts: Any, bias: Any, rate: float) -> Any:
@@ -175,9 +195,13 @@ def _bias_of_this_rank_alone(counts: Any, bias: Any, rate: float) -> Any:
     return bias + torch.sign(offset) * rate
 
 
-def _train(run: RunConfig, steps: int) -> Dict[str, Any]:
+def _train(run: RunConfig, steps: int, reduce_on_call: bool) -> Dict[str, Any]:
     torch.manual_seed(0)
     state = build(run, VOCAB, lambda first, count: samples(run, first, count))
+    if reduce_on_call:
+        # Core's schedule then reduces a chunk's gradients some steps after its last backward.
+        config = get_model_config(state.model[0])
+        config.grad_sync_func = [chunk.start_grad_sync for chunk in state.model]
     gradients = _capture_gradients(state)
     losses, norms = [], []
     for _ in range(steps):

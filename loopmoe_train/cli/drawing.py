@@ -1,0 +1,108 @@
+"""``loopmoe plan --draw``: which visits stand where, and the schedule as a picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from loopmoe_train.config.schema import RunConfig
+from loopmoe_train.errors import Refused
+from loopmoe_train.files import write_text
+from loopmoe_train.spec.arithmetic import visit_flops
+from loopmoe_train.spec.placement import Placement, micro_batches, placement_of
+from loopmoe_train.spec.replay import Timeline, replay
+from loopmoe_train.spec.schedule import peak, table
+from loopmoe_train.spec.visits import Visit, visits
+
+
+def draw(
+    settings: Sequence[str], picture: str, trace_file: Optional[str]
+) -> Tuple[Dict[str, Any], str]:
+    """Place, replay and draw one step of a run; returns the figures and the printed table.
+
+    Raises:
+        Refused: the run cannot be, or a file cannot be written.
+    """
+    from loopmoe_train.config.compose import compose
+
+    run = compose(settings)
+    placement, micro = placement_of(run), micro_batches(run)
+    unit = _unit(run)
+    schedule = table(placement.stages, micro, placement.chunks)
+    timeline = replay(schedule, lambda *where: placement.duration(*where) / unit)
+    passes = [
+        peak(actions, [len(placement.at(stage, chunk)) for chunk in range(placement.chunks)])
+        for stage, actions in enumerate(schedule)
+    ]
+    report = {
+        "model": run.model.name,
+        "stages": placement.stages,
+        "chunks": placement.chunks,
+        "micro_batches": micro,
+        "pipeline_layout": placement.layout(),
+        "bubble_share": timeline.bubble_share,
+        "busy": [busy / timeline.makespan for busy in timeline.busy],
+        "visits_in_flight": passes,
+    }
+    _write(run, placement, timeline, picture, trace_file)
+    return report, "\n".join(_lines(report, placement, picture, trace_file))
+
+
+def _unit(run: RunConfig) -> float:
+    """FLOPs of one token in one pass through a layer of the body (of the first MoE layer)."""
+    order = visits(run.model)
+    body = [visit for visit in order if visit.looped] or [v for v in order if not v.dense]
+    return visit_flops(run.model, body[0], run.sequence_length)
+
+
+def _write(
+    run: RunConfig, placement: Placement, timeline: Timeline, picture: str,
+    trace_file: Optional[str],
+) -> None:  # fmt: skip
+    from loopmoe_train.observe.plots.timeline import plot_timeline
+    from loopmoe_train.observe.plots.trace import trace
+
+    if not picture.endswith(".png"):
+        raise Refused(f"--draw {picture}: not a .png", "e.g. --draw schedule.png")
+    title = f"{run.model.name}, {placement.stages} stages x {placement.chunks} chunks"
+    try:
+        plot_timeline(
+            timeline, picture, placement.iteration, title, "forwards of one layer of the body"
+        )
+        if trace_file is not None:
+            # A trace needs seconds: a layer's forward is drawn as a millisecond.
+            content = trace(timeline, placement.iteration, seconds_per_unit=1e-3)
+            write_text(Path(trace_file), json.dumps(content) + "\n")
+    except OSError as error:
+        raise Refused(f"{error.filename}: {error.strerror}", "name another file") from error
+
+
+def _lines(
+    report: Dict[str, Any], placement: Placement, picture: str, trace_file: Optional[str]
+) -> List[str]:
+    """The placement with a row per chunk, and what the replay says of every stage."""
+    stages = range(placement.stages)
+    rows = [["", *(f"stage {stage}" for stage in stages)]]
+    for chunk in range(placement.chunks):
+        rows.append([f"chunk {chunk}", *(_words(placement.at(s, chunk)) for s in stages)])
+    rows.append(["busy", *(f"{busy:.1%}" for busy in report["busy"])])
+    rows.append(["visits kept", *(f"{kept:.0f}" for kept in report["visits_in_flight"])])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        f"{report['model']}: {placement.stages} stages x {placement.chunks} chunks, "
+        f"{report['micro_batches']} micro-batches; layers by number, L3.2: layer 3, iteration 2",
+        "",
+    ]
+    lines += ["  ".join(f"{word:<{w}}" for word, w in zip(row, widths)).rstrip() for row in rows]
+    lines += ["", f"bubble share {report['bubble_share']:.1%} (by FLOPs, without communication)"]
+    lines += [f"by hand: parallel.pipeline_layout=[{','.join(map(str, placement.layout()))}]"]
+    lines += [f"wrote {picture}" + (f" and {trace_file}" if trace_file else "")]
+    return lines
+
+
+def _words(found: Sequence[Visit]) -> str:
+    return " ".join(
+        f"L{visit.layer}.{visit.iteration}" if visit.looped else f"L{visit.layer}"
+        for visit in found
+    )
