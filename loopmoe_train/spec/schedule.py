@@ -61,9 +61,7 @@ def one_f_one_b(stages: int, micro_batches: int) -> Table:
     return [_in_order(order, order, stages - stage - 1) for stage in range(stages)]
 
 
-def interleaved(
-    stages: int, micro_batches: int, chunks: int, group: Optional[int] = None
-) -> Table:
+def interleaved(stages: int, micro_batches: int, chunks: int, group: Optional[int] = None) -> Table:
     """Groups of micro-batches go through all chunks of a stage in turn.
 
     Stage s begins with 2 (P - s - 1) + (chunks - 1) * group forwards. Backwards visit the same

@@ -21,7 +21,11 @@ RANKS = 4
 
 
 def case(
-    stages: int, micro_batches: int, chunks: int = 1, group: int | None = None, overlap: bool = False
+    stages: int,
+    micro_batches: int,
+    chunks: int = 1,
+    group: int | None = None,
+    overlap: bool = False,
 ) -> Dict[str, Any]:
     return dict(
         stages=stages, micro_batches=micro_batches, chunks=chunks, group=group, overlap=overlap
