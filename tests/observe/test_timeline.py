@@ -64,10 +64,10 @@ def test_all_colours_differ() -> None:
 
 SHAPES = {
     "two stages": (2, 3, 1),
-    "numbers fit": (4, 8, 4),
-    "beginning and end apart": (8, 32, 4),
+    "numbers fit": (4, 4, 3),
+    "beginning and end apart": (4, 48, 1),
     "one stage": (1, 2, 1),
-    "ordered colours": (3, 6, 7),
+    "ordered colours": (2, 2, 6),
 }
 
 
