@@ -4,6 +4,7 @@ usage: loopmoe bench train [--against megatron] [--json FILE] [setting=value ...
        loopmoe bench resume [--kills N] [--json FILE] [setting=value ...]
        loopmoe bench checkpoint [--json FILE] [setting=value ...]
        loopmoe bench iter_adaln [--json FILE] [setting=value ...]
+       loopmoe bench pipeline [--json FILE] [setting=value ...]
 
   train   tokens/s of 2 ranks with expert parallelism against megatron-core's own GPTModel
           (local specs, DotProductAttention, SequentialMLP), and against the same given
@@ -29,6 +30,10 @@ INTERVAL_S = 300  # what a save's stall is set against
 _ITER_ADALN = [
     "name=bench-iter-adaln", "cluster.devices=1", "parallel=data", "steps=15",
     "optim.warmup_steps=1",
+]  # fmt: skip
+_PIPELINE = [
+    "name=bench-pipeline", "cluster.devices=4", "parallel=data", "steps=5", "optim.warmup_steps=1",
+    "micro_batch_size=1", "global_batch_size=4",
 ]  # fmt: skip
 
 
@@ -61,6 +66,12 @@ def run(argv: List[str]) -> int:
     elif names == ["iter_adaln"]:
         own = [*_ITER_ADALN, *overrides]
         table, show = _on_ranks("loopmoe_train.bench.iter_adaln", own), _show_iter_adaln
+    elif names == ["pipeline"]:
+        from loopmoe_train.bench import pipeline
+
+        own = [*_PIPELINE, *overrides]
+        waits = _on_ranks("loopmoe_train.bench.pipeline_waits", own)
+        table, show = {"grid": pipeline.grid(), "waits": waits}, pipeline.show
     elif names == ["resume"]:
         from loopmoe_train.bench import resume
         from loopmoe_train.launcher.supervise import launch
@@ -69,7 +80,8 @@ def run(argv: List[str]) -> int:
     else:
         raise Refused(
             f"bench {' '.join(names)}: there is no such benchmark",
-            "use `bench train`, `bench resume`, `bench checkpoint` or `bench iter_adaln`",
+            "use `bench train`, `bench resume`, `bench checkpoint`, `bench iter_adaln` or "
+            "`bench pipeline`",
         )
     if out is not None:
         Path(out).write_text(json.dumps(table, indent=1) + "\n")
@@ -83,7 +95,7 @@ def _count(word: str) -> int:
     return int(word)
 
 
-def _on_ranks(module: str, overrides: List[str]) -> Dict[str, Any]:
+def _on_ranks(module: str, overrides: List[str]) -> Any:
     from loopmoe_train.config.compose import compose
     from loopmoe_train.config.run_file import run_dir, save
     from loopmoe_train.launcher.supervise import launch
@@ -93,8 +105,7 @@ def _on_ranks(module: str, overrides: List[str]) -> Dict[str, Any]:
     claim(config)
     save(config, run_dir(config) / "run.yaml")
     launch(config, module=module)
-    table: Dict[str, Any] = json.loads((run_dir(config) / "bench.json").read_text())
-    return table
+    return json.loads((run_dir(config) / "bench.json").read_text())
 
 
 def _show_checkpoint(table: Dict[str, Any]) -> None:
