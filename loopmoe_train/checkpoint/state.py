@@ -117,7 +117,10 @@ class Restore:
         merge(state, apply_factory_merges(self._wanted, self._factories))
         trained = self._trained
         for index, chunk in enumerate(trained.model):
-            missing, unexpected = bare(chunk).load_state_dict(state[f"model{index}"], strict=False)
+            missing, unexpected = bare(chunk).load_state_dict(
+                state.get(f"model{index}", {}),
+                strict=False,  # later iterations own nothing
+            )
             # Core leaves non-tensor "_extra_state" entries, which hold nothing here.
             real = [name for name in missing if not name.endswith("_extra_state")]
             if real or unexpected:
@@ -154,15 +157,16 @@ def random_keys(rank: int) -> str:
 def _described(trained: Trained, is_loading: bool) -> Dict[str, Any]:
     described: Dict[str, Any] = {}
     weights: Dict[str, Any] = {}
+    metadata: Dict[str, Any] = dict(_METADATA)  # core adds the process groups of this layout
     for index, chunk in enumerate(trained.model):
-        mine = bare(chunk).sharded_state_dict(metadata=_METADATA)
+        mine = bare(chunk).sharded_state_dict(metadata=metadata)
         mine = {name: part for name, part in mine.items() if not isinstance(part, ShardedObject)}
         for part in mine.values():
             part.key = unique_name(part.key, trained.prefixes)
         described[f"model{index}"] = mine
         weights |= {f"{index}.{name}": part for name, part in mine.items()}
     described["optimizer"] = trained.optimizer.sharded_state_dict(
-        weights, is_loading=is_loading, metadata=_METADATA
+        weights, is_loading=is_loading, metadata=metadata
     )
     return described
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.dist import ranks
+from tests.parity.grid import GATHER, on
 
 STEPS = 2
 RAMP = ["batch_ramp_from=4", "batch_ramp_samples=12"]  # the save falls inside it
@@ -21,6 +22,9 @@ LAYOUTS = {
                        "parallel.overlap_param_gather=true"],
     "EP2 whole": ["parallel=expert", "parallel.distributed_optimizer=false"],
     "DP2 whole": ["parallel=data", "parallel.distributed_optimizer=false"],
+    "PP2": on("pp2"),
+    "PP2 overlapped": on("pp2", GATHER),
+    "TP2": on("tp2 ep2"),
     "one muon": ["parallel=data", "optim=muon"],
     "DP2 muon": ["parallel=data", "optim=muon"],
     "EP2 muon": ["parallel=expert", "optim=muon"],
@@ -29,14 +33,15 @@ LAYOUTS = {
 }  # fmt: skip
 SAVED = {
     1: ["one", "one muon"],
-    2: ["DP2", "EP2", "EP2 whole", "EP2 overlapped", "EP2 muon", "EP2 muon bf16"],
+    2: ["DP2", "EP2", "EP2 whole", "EP2 overlapped", "PP2", "TP2", "EP2 muon", "EP2 muon bf16"],
 }
 MUON = [("EP2 muon", "one muon"), ("one muon", "DP2 muon"), ("one muon", "EP2 muon")]
 CONTINUED = {
     1: [("EP2", "one"), ("DP2", "one"), ("one", "one"), ("EP2 overlapped", "one"), MUON[0],
-        ("one muon", "one muon")],
+        ("one muon", "one muon"), ("PP2", "one"), ("TP2", "one")],
     2: [("one", "EP2"), ("one", "DP2"), ("DP2", "EP2"), ("EP2", "DP2"), ("EP2", "EP2"),
         ("EP2", "EP2 overlapped"), ("EP2 whole", "DP2 whole"), *MUON[1:],
+        ("one", "PP2"), ("PP2", "PP2"), ("PP2", "TP2"), ("TP2", "PP2 overlapped"),
         ("EP2 muon", "EP2 muon"), ("EP2 muon bf16", "EP2 muon bf16")],
 }  # fmt: skip
 
@@ -78,7 +83,7 @@ def test_losses_go_on(trained: Dict[str, Any], pair: Any) -> None:
         assert error <= 1e-4 * wanted[name].norm(), name
 
 
-@pytest.mark.parametrize("name", ["one", "EP2", "one muon", "EP2 muon", "EP2 muon bf16"])
+@pytest.mark.parametrize("name", ["one", "EP2", "PP2", "one muon", "EP2 muon", "EP2 muon bf16"])
 def test_on_the_same_layout_bitwise(trained: Dict[str, Any], name: str) -> None:
     assert trained["continued"][f"{name} -> {name}"]["losses"] == trained["saved"][name][STEPS:]
 
@@ -88,6 +93,11 @@ def test_a_layer_is_stored_once_under_its_own_number(trained: Dict[str, Any]) ->
 
     manifest = read_manifest(trained["root"] / "EP2" / f"step-{STEPS}")
     keys = set(manifest.by_key())
+    for layout in ("one", "PP2", "TP2"):
+        other = read_manifest(trained["root"] / layout / f"step-{STEPS}").by_key()
+        assert {k for k in other if not k.startswith("random/")} == {
+            k for k in keys if not k.startswith("random/")
+        }
     layers = {key.split("layers.")[1].split(".")[0] for key in keys if "layers." in key}
     assert layers == {"0", "1", "2", "3"}  # eight visits, four layers
     experts = manifest.by_key()["decoder.layers.1.mlp.experts.w1_EDGF"]
