@@ -146,6 +146,33 @@ def _all_reduce_of_strided(module: ModuleType) -> None:
         return original(tensor.contiguous(), group)
 
 
+def _uneven_gather_on_gloo(module: ModuleType) -> None:
+    name = "uneven-gather-on-gloo"
+
+    @_wrap(name, module, "_gather_along_first_dim")
+    def gather(original: Any, part: torch.Tensor, group: Any, sizes: Any = None, *args: Any) -> Any:
+        if sizes is None or group.size() == 1 or torch.distributed.get_backend(group) != "gloo":
+            return original(part, group, sizes, *args)
+        whole = part.new_empty(sum(sizes), *part.shape[1:])
+        copies = torch.cat([part] * group.size())
+        torch.distributed.all_to_all_single(
+            whole, copies, sizes, [len(part)] * group.size(), group=group
+        )
+        return whole
+
+    @_wrap(name, module, "_reduce_scatter_along_first_dim")
+    def scatter(original: Any, whole: torch.Tensor, group: Any, sizes: Any = None,
+                *args: Any) -> Any:  # fmt: skip
+        if sizes is None or group.size() == 1 or torch.distributed.get_backend(group) != "gloo":
+            return original(whole, group, sizes, *args)
+        mine = sizes[group.rank()]
+        parts = whole.new_empty(group.size() * mine, *whole.shape[1:])
+        torch.distributed.all_to_all_single(
+            parts, whole.contiguous(), [mine] * group.size(), sizes, group=group
+        )
+        return parts.view(group.size(), mine, *whole.shape[1:]).sum(0)
+
+
 def _mla_without_te(module: ModuleType) -> None:
     if not isinstance(module.TELinear, type):
         module.HAVE_TE = False  # type: ignore[attr-defined]
@@ -372,6 +399,14 @@ FIXES: tuple[Fix, ...] = (
         "SILENT: _reduce sums a contiguous copy and returns its argument, so a strided gradient "
         "passes the tensor parallel all-reduce without being summed.",
         _all_reduce_of_strided,
+    ),
+    Fix(
+        "uneven-gather-on-gloo",
+        _CORE + "tensor_parallel.mappings",
+        _SUPPORTED,
+        "Expert tensor parallelism gathers tokens of uneven counts, and scatters their gradients; "
+        "gloo knows equal counts only. An all-to-all does both, exactly in volume.",
+        _uneven_gather_on_gloo,
     ),
     Fix(
         "mla-without-te",

@@ -43,7 +43,7 @@ def training_routing(model: List[Any]) -> Dict[str, float]:
             if router.config.loopmoe.moe.capacity_factor is not None:
                 share = sum(dropped) / sum(load)
                 record[routing_key(visit.layer, visit.iteration, "dropped")] = share
-    return {key: value for stage in of_all_stages(record) for key, value in stage.items()}
+    return _in_order(of_all_stages(record))
 
 
 def training_mtp_losses(micro_batches: int) -> List[float]:
@@ -80,8 +80,14 @@ def probe(
     everywhere = [layer for routing, _ in stages for layer in routing]
     return (
         RoutingProbe(step, sorted(everywhere, key=lambda layer: layer.layer)),
-        {key: value for _, values in stages for key, value in values.items()},
+        _in_order([values for _, values in stages]),
     )
+
+
+def _in_order(stages: List[Dict[str, float]]) -> Dict[str, float]:
+    """One record of the metrics ``name/<layer>/<iteration>/stat`` of all stages, by layer."""
+    record = {key: value for stage in stages for key, value in stage.items()}
+    return dict(sorted(record.items(), key=lambda item: [int(n) for n in item[0].split("/")[1:3]]))
 
 
 @contextmanager

@@ -197,6 +197,21 @@ def sequence_loss(rank: int, folder: Path, store: str) -> None:
     torch.testing.assert_close(together, apart)
 
 
+def uneven_gather(rank: int, folder: Path, store: str) -> None:
+    """Ranks with 3 and 0 rows: each gets all; of the gradients each gets the sum of its own."""
+    from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+
+    from tests.device import tiny
+
+    tiny.start(rank, 2, store, tensor_model_parallel_size=2)
+    group, sizes = torch.distributed.group.WORLD, [3, 0]
+    mine = torch.full((sizes[rank], 2), 1.0 + rank, requires_grad=True)
+    whole = gather_from_sequence_parallel_region(mine, group=group, output_split_sizes=sizes)
+    assert torch.equal(whole, torch.ones(3, 2)), f"gathered {whole}"
+    (whole * (rank + 1)).sum().backward()
+    assert torch.equal(mine.grad, torch.full_like(mine, 3.0)), f"gradient {mine.grad}"
+
+
 def balance_of_ranks(rank: int, folder: Path, store: str) -> None:
     """Two tensor-parallel ranks with half of the tokens each: their gradients add up to those
     of one rank with all of them (the loads of the losses are the group's)."""
@@ -328,6 +343,7 @@ SCENARIOS: dict[str, tuple[Callable[[int, Path, str], None], int]] = {
     "router_counts": (router_counts, 1),
     "sequence_loss": (sequence_loss, 1),
     "balance_of_ranks": (balance_of_ranks, 2),
+    "uneven_gather": (uneven_gather, 2),
     "resume": (resume, 1),
     "state_before_first_step": (state_before_first_step, 1),
     "settings_of_core": (settings_of_core, 1),
