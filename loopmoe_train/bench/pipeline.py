@@ -1,7 +1,7 @@
 """The loop pipeline against other ways to place a looped model: idle time and memory.
 
 First by replay of the schedules (:func:`grid`), needs no torch; then as a measurement on ranks
-that only wait (bench/pipeline_waits.py).
+that only wait (bench/pipeline_waits.py), and of a real model (bench/pipeline_model.py).
 
 One unit is one *pass*: one micro-batch once through one unique body layer, 1 forward and 2
 backward. The loop body has P layers, as many as there are stages, and runs K times:
@@ -97,7 +97,24 @@ def show(report: Dict[str, Any]) -> None:
         print(f"{row['stages']:>3}{row['iterations']:>3}{row['micro_batches']:>5}  {row['side']:8}"
               f"{row['step_s']:8.3f} s{row['predicted_step_s']:9.3f} s{over:>26}"
               f"{row['bubble_share']:9.1%}{row['predicted_bubble_share']:11.1%}")  # fmt: skip
+    _show_model(report["model"])
     print(f"headline: {' '.join(f'{name}={value:.3f}' for name, value in headline(report))}")
+
+
+def _show_model(rows: List[Dict[str, Any]]) -> None:
+    print("\nA real model on two stages; MiB of stages 0 and 1, medians of blocks of steps")
+    print(f"{'':10}{'weights':>14}{'gradients':>14}{'optimizer':>14}{'activations':>16}"
+          f"{'step':>10}{'loop / it':>22}{'bubble':>9}{'predicted':>11}")  # fmt: skip
+    for row in rows:
+        cells = ""
+        for kind, width in (("weights", 14), ("gradients", 14), ("optimizer", 14),
+                            ("activations", 16)):  # fmt: skip
+            words = " ".join(f"{size:.1f}" for size in row[f"{kind}_mib"])
+            cells += f"{words:>{width}}"
+        ratio = (f"{row['loop_over_it']:.3f} ({row['loop_over_it_low']:.2f} to "
+                 f"{row['loop_over_it_high']:.2f})")  # fmt: skip
+        print(f"{row['name']:10}{cells}{row['step_s']:8.3f} s{ratio:>22}"
+              f"{row['bubble_share']:9.1%}{row['predicted_bubble_share']:11.1%}")  # fmt: skip
 
 
 def headline(report: Dict[str, Any]) -> List[Any]:
@@ -105,6 +122,8 @@ def headline(report: Dict[str, Any]) -> List[Any]:
     stages = max(row["stages"] for row in report["waits"])
     measured = {row["side"]: row for row in report["waits"] if row["stages"] == stages}
     loop, untied = measured["loop"], measured["untied"]
+    sides = {row["name"]: row for row in report["model"]}
+    weights = {name: max(row["weights_mib"]) for name, row in sides.items()}
     return [
         ("loop_bubble", loop["bubble_share"]),
         ("loop_bubble_predicted", loop["predicted_bubble_share"]),
@@ -112,4 +131,7 @@ def headline(report: Dict[str, Any]) -> List[Any]:
         ("untied_bubble_predicted", untied["predicted_bubble_share"]),
         ("untied_over_loop_step", untied["step_s"] / loop["step_s"]),
         ("worst_over_predicted", max(row["over_predicted"] for row in report["waits"])),
+        ("loop_bubble_model", sides["loop"]["bubble_share"]),
+        ("loop_over_untied_model", sides["untied"]["loop_over_it"]),
+        ("weights_untied_over_loop", weights["untied"] / weights["loop"]),
     ]  # fmt: skip

@@ -35,6 +35,11 @@ _PIPELINE = [
     "name=bench-pipeline", "cluster.devices=4", "parallel=data", "steps=5", "optim.warmup_steps=1",
     "micro_batch_size=1", "global_batch_size=4",
 ]  # fmt: skip
+_PIPELINE_MODEL = [
+    "name=bench-pipeline-model", "cluster.devices=2", "parallel=pipeline", "steps=7",
+    "optim.warmup_steps=1", "model.body_layers=2", "model.loop.iterations=4",
+    "micro_batch_size=1", "global_batch_size=8",
+]  # fmt: skip
 
 
 def run(argv: List[str]) -> int:
@@ -71,7 +76,8 @@ def run(argv: List[str]) -> int:
 
         own = [*_PIPELINE, *overrides]
         waits = _on_ranks("loopmoe_train.bench.pipeline_waits", own)
-        table, show = {"grid": pipeline.grid(), "waits": waits}, pipeline.show
+        real = _on_ranks("loopmoe_train.bench.pipeline_model", [*_PIPELINE_MODEL, *overrides])
+        table, show = {"grid": pipeline.grid(), "waits": waits, "model": real}, pipeline.show
     elif names == ["resume"]:
         from loopmoe_train.bench import resume
         from loopmoe_train.launcher.supervise import launch

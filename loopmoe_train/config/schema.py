@@ -135,6 +135,7 @@ class ParallelConfig:
     distributed_optimizer: bool = True  # optimizer states are spread over data-parallel ranks
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
+    overlap_p2p_comm: bool = True  # a pipeline of several chunks sends while it computes
 
 
 @dataclass

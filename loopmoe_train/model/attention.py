@@ -1,5 +1,5 @@
 """Core attention where TransformerEngine is absent: torch's scaled_dot_product_attention, or on
-a processor our blocks."""
+a processor our blocks; and its two schemes of context parallelism."""
 
 from __future__ import annotations
 
@@ -11,16 +11,29 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
 from loopmoe_kernels.causal_attention import MAX_LENGTH, causal_attention
+from loopmoe_train.model.context import chunks_of, gather_sequence, to_heads, to_sequence
 
 
 class ScaledDotProductAttention(MegatronModule):
     """Fits core's ``core_attention`` slot for MLA (query/key and value dims differ) and GQA.
 
+    With context parallelism the tokens are this rank's (model/context.py), and
+    ``config.context_kind`` says how they meet the others:
+
+        gather   its queries attend to the keys of all ranks, which are gathered here (GQA) or
+                 come whole (MLA: model/context_attention.py)
+        ulysses  ranks exchange heads for tokens, so each attends all of its share of the heads
+
     Args:
         softmax_scale: factor on the scores; None: 1 / sqrt(head dim).
         attention_dropout: None: that of the configuration.
+        pg_collection: has the context-parallel group ``cp``.
+
+    Raises:
+        ValueError: ulysses with fewer heads or groups than it can share out, or another scheme.
     """
 
     def __init__(
@@ -31,13 +44,16 @@ class ScaledDotProductAttention(MegatronModule):
         attention_type: str,
         attention_dropout: Optional[float] = None,
         softmax_scale: Optional[float] = None,
-        **_unused: Any,  # k_channels, v_channels, cp_comm_type, pg_collection: seen in the tensors
+        pg_collection: Any = None,
+        **_unused: Any,  # k_channels, v_channels, cp_comm_type: seen in the tensors
     ) -> None:
         super().__init__(config=config)
-        if config.context_parallel_size > 1:
-            raise ValueError("context parallelism needs a ring attention: use context size 1")
         self.softmax_scale = softmax_scale
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+        self.context_kind = config.context_kind if config.context_parallel_size > 1 else "none"
+        if self.context_kind not in ("none", "gather", "ulysses"):
+            raise ValueError(f"context_kind {self.context_kind}: choose gather or ulysses")
+        self.context_group = pg_collection.cp if self.context_kind != "none" else None
 
     def forward(
         self,
@@ -52,33 +68,90 @@ class ScaledDotProductAttention(MegatronModule):
         """Attend.
 
         Args:
-            query: [s, b, heads, d_qk].
-            key: [s, b, groups, d_qk].
-            value: [s, b, groups, d_v].
-            attention_mask: None for causal, else bool [b, 1, s, s], True = not attended.
+            query: [s, b, heads, d_qk]; s: this rank's tokens.
+            key: [s, b, groups, d_qk]; under gather perhaps those of the whole sequence.
+            value: [s, b, groups, d_v], as the keys.
+            attention_mask: None for causal, else bool [b, 1, S, S] of the whole sequence, True =
+                not attended; the future is.
 
         Returns:
             [s, b, heads * d_v].
+
+        Raises:
+            ValueError: ulysses, and the heads or groups are not a multiple of the context size.
         """
         if attention_bias is not None or packed_seq_params is not None:
             raise ValueError("attention_bias and packed sequences are not taken by this attention")
-        s, b, heads, _ = query.shape
+        if self.context_kind == "gather":
+            return self._gathered(query, key, value, attention_mask)
+        if self.context_kind == "ulysses":
+            size = self.context_group.size()
+            if query.shape[2] % size or key.shape[2] % size:
+                raise ValueError(
+                    f"context ulysses shares out heads: {query.shape[2]} heads in {key.shape[2]} "
+                    f"groups per rank, context size {size}; choose gather"
+                )
+            parts = to_heads([query, key, value], self.context_group)
+            return to_sequence(self._attend(*parts, attention_mask), self.context_group)
+        return self._attend(query, key, value, attention_mask)
+
+    def _gathered(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Optional[Tensor]
+    ) -> Tensor:
+        """Each of this rank's two chunks attends to the keys up to its end."""
+        if key.shape[0] == query.shape[0]:
+            key, value = (gather_sequence(x, self.context_group) for x in (key, value))
+        rank, size = self.context_group.rank(), self.context_group.size()
+        chunk = key.shape[0] // (2 * size)
+        outputs = []
+        for part, number in zip(query.chunk(2), chunks_of(rank, size)):
+            first, seen = number * chunk, (number + 1) * chunk
+            rows = None if mask is None else mask[:, :, first:seen, :seen]
+            outputs.append(self._attend(part, key[:seen], value[:seen], rows))
+        return torch.cat(outputs)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Optional[Tensor]) -> Tensor:
+        """Attend on this rank alone; the queries are the last ones of the keys' tokens.
+
+        Args:
+            query: [q, b, heads, d_qk].
+            key, value: [s, b, groups, d], s >= q.
+            mask: None for causal, else bool [b, 1, q, s], True = not attended.
+
+        Returns:
+            [q, b, heads * d_v].
+        """
+        length, b, heads, _ = query.shape
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        dropout = self.dropout if self.training else 0.0
-        plain = attention_mask is None and not dropout and k.shape[1] == heads
-        if q.is_cpu and plain and s <= MAX_LENGTH and q.dtype == torch.float32:
+        seen, dropout = k.shape[2], self.dropout if self.training else 0.0
+        plain = mask is None and not dropout and k.shape[1] == heads
+        if q.is_cpu and plain and seen <= MAX_LENGTH and q.dtype == torch.float32:
             scale = q.shape[-1] ** -0.5 if self.softmax_scale is None else self.softmax_scale
-            out = causal_attention(*(x.reshape(b * heads, s, -1) for x in (q, k, v)), scale)
-            out = out.view(b, heads, s, -1)
+            out = causal_attention(*(x.flatten(0, 1) for x in (q, k, v)), scale)
+            out = out.view(b, heads, length, -1)
         else:
             out = F.scaled_dot_product_attention(
                 q,
                 k,
                 v,
-                attn_mask=None if attention_mask is None else ~attention_mask,
+                attn_mask=_last_causal(q, seen) if mask is None else ~mask,
                 dropout_p=dropout,
-                is_causal=attention_mask is None,
+                is_causal=mask is None and seen == length,
                 scale=self.softmax_scale,
                 enable_gqa=k.shape[1] != heads,
             )
-        return out.permute(2, 0, 1, 3).reshape(s, b, heads * v.shape[-1])
+        return out.permute(2, 0, 1, 3).reshape(length, b, heads * v.shape[-1])
+
+
+def _last_causal(query: Tensor, seen: int) -> Optional[Tensor]:
+    """Mask of queries [b, heads, q, d], the last of ``seen`` tokens; None: they are all.
+
+    torch's ``is_causal`` would take them for the first ones. Its lower-right bias spares the
+    fused kernels of an accelerator the mask; a processor's kernel needs it.
+    """
+    length = query.shape[2]
+    if length == seen:
+        return None
+    if query.is_cpu:
+        return torch.ones(length, seen, dtype=torch.bool).tril(seen - length)
+    return causal_lower_right(length, seen)

@@ -25,6 +25,7 @@ class CoreConfig(TransformerConfig):
     """Core's configuration, and our model's for what core has no setting for."""
 
     loopmoe: ModelConfig = field(default_factory=ModelConfig)
+    context_kind: str = "gather"  # gather | ulysses; model/attention.py
 
 
 @dataclass
@@ -32,6 +33,7 @@ class CoreMLAConfig(MLATransformerConfig):
     """As :class:`CoreConfig`, with multi-head latent attention."""
 
     loopmoe: ModelConfig = field(default_factory=ModelConfig)
+    context_kind: str = "gather"
 
 
 def transformer_config(run: RunConfig) -> TransformerConfig:
@@ -95,10 +97,10 @@ def _parallel(run: RunConfig) -> Dict[str, Any]:
         # With experts core needs it, and what lies between the matrices is not computed twice.
         sequence_parallel=parallel.tensor_parallel_size > 1,
         context_parallel_size=parallel.context_parallel_size,
+        context_kind=parallel.context_parallel,
         pipeline_model_parallel_size=parallel.pipeline_parallel_size,
         expert_model_parallel_size=parallel.expert_parallel_size,
         expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
-        batch_p2p_comm=True,
     )
     if parallel.pipeline_parallel_size > 1:
         placement = placement_of(run)
@@ -107,6 +109,8 @@ def _parallel(run: RunConfig) -> Dict[str, Any]:
             virtual_pipeline_model_parallel_size=(
                 placement.chunks if placement.chunks > 1 else None
             ),
+            overlap_p2p_comm=placement.chunks > 1 and parallel.overlap_p2p_comm,
+            batch_p2p_comm=not (placement.chunks > 1 and parallel.overlap_p2p_comm),
             # A stage keeps what its layers need for backward, not what it has sent on.
             deallocate_pipeline_outputs=True,
         )

@@ -8,16 +8,14 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
-from megatron.core.transformer.multi_latent_attention import (
-    MLASelfAttention,
-    MLASelfAttentionSubmodules,
-)
+from megatron.core.transformer.multi_latent_attention import MLASelfAttentionSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
 from loopmoe_train.config.schema import AttentionConfig, ModelConfig
 from loopmoe_train.model.attention import ScaledDotProductAttention
+from loopmoe_train.model.context_attention import ContextMLASelfAttention
 from loopmoe_train.model.iter_adaln import IterAdaLN, IterationMLP
 from loopmoe_train.model.norm import RMSNorm
 from loopmoe_train.model.visit_layer import LaterVisit, VisitLayer
@@ -111,7 +109,7 @@ def _attention(attention: AttentionConfig) -> ModuleSpec:
             ),
         )
     return ModuleSpec(
-        module=MLASelfAttention,
+        module=ContextMLASelfAttention,
         params=params,
         submodules=MLASelfAttentionSubmodules(
             linear_q_proj=ColumnParallelLinear,

@@ -15,9 +15,10 @@ from tests.kernels.compare import assert_equal
 
 @pytest.mark.parametrize("case", CASES)
 def test_value_and_gradients(case: str) -> None:
-    n, s, d_qk, d_v = CASES[case]
+    n, s, d_qk, d_v, *last = CASES[case]
     generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(n, s, d, generator=generator) for d in (d_qk, d_qk, d_v)]
+    sizes = ((last[0] if last else s, d_qk), (s, d_qk), (s, d_v))
+    inputs = [torch.randn(n, *size, generator=generator) for size in sizes]
     assert_equal(causal_attention, definition, inputs, 0.3, tolerance=1e-5)
 
 

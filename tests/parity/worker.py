@@ -21,11 +21,11 @@ from megatron.core.utils import get_model_config
 
 from loopmoe_train.config.compose import compose
 from loopmoe_train.config.schema import RunConfig
-from loopmoe_train.data.batches import Batch
+from loopmoe_train.data.batches import Batch, _hidden
 from loopmoe_train.device import fixes
 from loopmoe_train.device.accelerator import select
 from loopmoe_train.model import build as build_module
-from loopmoe_train.model import init
+from loopmoe_train.model import context, init
 from loopmoe_train.model.build import bare, named_weights, unique_name
 from loopmoe_train.model.cuts import cuts
 from loopmoe_train.moe import experts
@@ -97,7 +97,14 @@ def samples(run: RunConfig, first: int, count: int) -> Batch:
     for row, index in enumerate(range(first, first + count)):
         mask[row, : index * 5 % 11] = 0
     positions = torch.arange(run.sequence_length).expand(count, -1)
-    return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), mask, positions, None)
+    hidden = None
+    if run.data.reset_attention_mask:
+        # Two documents per sample: the second begins elsewhere in each.
+        begins = torch.tensor([[1 + index * 7 % 19] for index in range(first, first + count)])
+        later = torch.arange(run.sequence_length) >= begins
+        positions = torch.where(later, positions - begins, positions)
+        hidden = _hidden(later)
+    return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), mask, positions, hidden)
 
 
 def join() -> None:
@@ -147,7 +154,7 @@ def without(safeguard: str) -> Iterator[None]:
             undo.enter_context(patch.object(build_module, "transformer_config", mean_of_means))
         elif safeguard == "experts reduce among their own":
             fixes.disable_fix("expert-gradients-without-ep")
-            undo.callback(fixes._disabled.remove, "expert-gradients-without-ep")
+            undo.callback(fixes.disabled.remove, "expert-gradients-without-ep")
             make = experts.GroupedExperts.__init__
 
             def like_any_weight(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -155,6 +162,12 @@ def without(safeguard: str) -> Iterator[None]:
                 self.w1_EDGF.allreduce = self.w2_EFD.allreduce = True
 
             undo.enter_context(patch.object(experts.GroupedExperts, "__init__", like_any_weight))
+        elif safeguard == "zig-zag order":
+            in_line = lambda rank, size: [2 * rank, 2 * rank + 1]  # noqa: E731
+            undo.enter_context(patch.object(context, "chunks_of", in_line))
+        elif safeguard == "balance losses of all ranks":
+            fixes.disable_fix("balance-losses-of-all-ranks")
+            undo.callback(fixes.disabled.remove, "balance-losses-of-all-ranks")
         elif safeguard == "one start for all layouts":
             key = init._normal
 
