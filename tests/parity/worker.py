@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import os
+import time
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any, Callable, Dict, Iterator, List
@@ -25,7 +27,7 @@ from loopmoe_train.data.batches import Batch, _hidden
 from loopmoe_train.device import fixes
 from loopmoe_train.device.accelerator import select
 from loopmoe_train.model import build as build_module
-from loopmoe_train.model import context, init
+from loopmoe_train.model import init
 from loopmoe_train.model.build import bare, named_weights, unique_name
 from loopmoe_train.model.cuts import cuts
 from loopmoe_train.moe import experts
@@ -107,12 +109,18 @@ def samples(run: RunConfig, first: int, count: int) -> Batch:
     return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), mask, positions, hidden)
 
 
+_joined = itertools.count()
+
+
 def join() -> None:
-    """Join the default group of this launch."""
+    """Join the default group of this launch, anew if there is one."""
+    if dist.is_initialized():
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
     select("cpu")
     dist.init_process_group(
         "gloo",
-        init_method=os.environ["LOOPMOE_RENDEZVOUS"],
+        init_method=f"{os.environ['LOOPMOE_RENDEZVOUS']}-{next(_joined)}",
         rank=int(os.environ["RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
         timeout=timedelta(seconds=120),
@@ -128,16 +136,17 @@ def run_cases(cases: List[Dict[str, Any]]) -> Dict[str, Any]:
     Returns:
         By name: losses, norms, and gradients, weights and router biases by unique name.
     """
-    join()
     results = {}
     for case in cases:
+        join()
         run = golden([f"cluster.devices={dist.get_world_size()}", *case["overrides"]])
         groups.make_groups(run, timedelta(seconds=120))
         groups.seed_rank(run.seed)
         with without(case.get("without", "")):
             on_call = case.get("without") in (_ON_CALL, "the first visit owns the weights")
+            began = time.perf_counter()
             results[case["name"]] = _train(run, case["steps"], on_call)
-        parallel_state.destroy_model_parallel()
+            results[case["name"]]["seconds"] = time.perf_counter() - began
     return results
 
 
@@ -162,12 +171,6 @@ def without(safeguard: str) -> Iterator[None]:
                 self.w1_EDGF.allreduce = self.w2_EFD.allreduce = True
 
             undo.enter_context(patch.object(experts.GroupedExperts, "__init__", like_any_weight))
-        elif safeguard == "zig-zag order":
-            in_line = lambda rank, size: [2 * rank, 2 * rank + 1]  # noqa: E731
-            undo.enter_context(patch.object(context, "chunks_of", in_line))
-        elif safeguard == "balance losses of all ranks":
-            fixes.disable_fix("balance-losses-of-all-ranks")
-            undo.callback(fixes.disabled.remove, "balance-losses-of-all-ranks")
         elif safeguard == "one start for all layouts":
             key = init._normal
 

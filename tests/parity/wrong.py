@@ -43,8 +43,8 @@ def every_chunk_registers(chunks: List[Any]) -> None:
         for chunk, index in places[1:]:
             shell = chunk.decoder.layers[index]
             for name, child in owner.named_children():
-                if name not in shell._modules:
-                    shell.add_module(name, child)
+                # Past add_module, which finds the owner's child through the shell.
+                shell._modules.setdefault(name, child)
 
 
 def every_visit_counts(chunks: List[Any]) -> None:
@@ -53,4 +53,4 @@ def every_visit_counts(chunks: List[Any]) -> None:
         for chunk, index in places[1:]:
             counts = torch.zeros_like(owner.mlp.router.local_tokens_per_expert)
             router = chunk.decoder.layers[index].mlp.router
-            router.register_buffer("local_tokens_per_expert", counts, persistent=False)
+            router._buffers["local_tokens_per_expert"] = counts
