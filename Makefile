@@ -28,7 +28,9 @@ test: $(VENV)/.installed-dev
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest -m "not parity and not chaos"
 
+# The grid of layouts three times with a table of errors, then the other long tests: most of an hour.
 parity: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.parity.grid --repeat 3
 	$(BIN)/python -m pytest -m parity
 
 # Five seeds of every fault, about a quarter of an hour on two cores; CHAOS_SEEDS=1 for a look.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, List, Tuple
 
 import pytest
 import torch
 
 from tests.dist import ranks
-from tests.parity.grid import GATHER, on
+from tests.parity.grid import GATHER, ROWS, on
 
 STEPS = 2
 RAMP = ["batch_ramp_from=4", "batch_ramp_samples=12"]  # the save falls inside it
@@ -137,3 +138,47 @@ def test_tensors_are_equal_whoever_wrote_them(trained: Dict[str, Any]) -> None:
                     values.append(stream.get_tensor(key))
     assert len(values) == 2
     torch.testing.assert_close(values[0], values[1], rtol=1e-4, atol=1e-9)
+
+
+# Rows of the parity grid that train the golden model, of 1, 2 and 4 ranks.
+GOLDEN_ROWS = {row.name: row for row in ROWS if row.model == "golden"}
+PAIRS = 36
+
+
+@pytest.mark.parity
+@pytest.mark.timeout(3600)
+def test_any_row_of_the_grid_continues_any_other(tmp_path: Path) -> None:
+    """A sample of all pairs: what a layout saved, another one continues."""
+    names = sorted(GOLDEN_ROWS)
+    drawn = random.Random(5).sample([(a, b) for a in names for b in names if a != b], PAIRS)
+    saved = sorted({a for a, _ in drawn})
+    straight = _launches("train_and_save", {"one": (1, ["parallel=data"])}, tmp_path)["one"]
+    _launches("train_and_save", {a: _case_of(a) for a in saved}, tmp_path)
+    continued = _launches(
+        "load_and_train", {f"{a} -> {b}": (*_case_of(b), a) for a, b in drawn}, tmp_path
+    )
+    wrong = [
+        f"{name}: {found['losses']} instead of {straight[STEPS:]}"
+        for name, found in continued.items()
+        if found["losses"] != pytest.approx(straight[STEPS:], rel=1e-6)
+    ]
+    assert len(continued) == PAIRS and not wrong, "\n".join(wrong)
+
+
+def _case_of(name: str) -> Tuple[int, List[str]]:
+    return GOLDEN_ROWS[name].ranks, list(GOLDEN_ROWS[name].settings)
+
+
+def _launches(function: str, cases: Dict[str, Any], root: Path) -> Dict[str, Any]:
+    """Name -> (ranks, settings[, whose checkpoint]), a dozen of the same ranks in a launch."""
+    found: Dict[str, Any] = {}
+    for processes in (1, 2, 4):
+        mine = [
+            dict(name=name, overrides=case[1], saved=case[2] if len(case) > 2 else "")
+            for name, case in cases.items()
+            if case[0] == processes
+        ]
+        for first in range(0, len(mine), 12):
+            found |= ranks.run(f"tests.checkpoint.worker:{function}", processes,
+                               mine[first : first + 12], str(root), STEPS, timeout_s=600)[0]  # fmt: skip
+    return found
