@@ -179,6 +179,6 @@ def _launches(function: str, cases: Dict[str, Any], root: Path) -> Dict[str, Any
             if case[0] == processes
         ]
         for first in range(0, len(mine), 12):
-            found |= ranks.run(f"tests.checkpoint.worker:{function}", processes,
-                               mine[first : first + 12], str(root), STEPS, timeout_s=600)[0]  # fmt: skip
+            some, worker = mine[first : first + 12], f"tests.checkpoint.worker:{function}"
+            found |= ranks.run(worker, processes, some, str(root), STEPS, timeout_s=600)[0]
     return found

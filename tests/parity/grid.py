@@ -2,9 +2,9 @@
 
     python -m tests.parity.grid [--rows WORDS] [--repeat N] [--json FILE]
 
-runs it, prints the largest relative error of every row, and fails if one is wrong. `test_layouts.py`
-asserts the rows marked ``DEFAULT`` once, `make parity` runs all of them, repeatedly: what is a race
-shows in some runs only.
+runs it, prints the largest relative error of every row, and fails if one is wrong.
+`test_layouts.py` asserts the rows marked ``DEFAULT`` once, `make parity` runs all of them,
+repeatedly: what is a race shows in some runs only.
 """
 
 from __future__ import annotations
