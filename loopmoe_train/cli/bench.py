@@ -14,6 +14,9 @@ usage: loopmoe bench train [--against megatron] [--json FILE] [setting=value ...
   checkpoint  what a save costs the steps around it, and how many of 1,000 corruptions are found.
   iter_adaln  what IterAdaLN costs of FLOPs, a step's time and what is kept for backward, and what
           its fused norm saves; loopmoe_tiny in one process, model=NAME for another.
+  pipeline  idle time and memory of the loop pipeline against its body on one stage and against
+          untied layers: by replay of the schedules, of core's schedules on ranks that wait
+          instead of computing, and of a real model on two stages.
 
 Every benchmark prints a table and ends with one line `headline: name=value ...`.
 """
@@ -22,8 +25,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Optional
 
+from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused
 
 INTERVAL_S = 300  # what a save's stall is set against
@@ -64,13 +68,14 @@ def run(argv: List[str]) -> int:
     show: Callable[[Dict[str, Any]], None]
     if names == ["train"]:
         own = ["experiment=bench_train", *overrides]
-        table, show = _on_ranks("loopmoe_train.bench.train", own), _show
+        table, show = _on_ranks("loopmoe_train.bench.train", own, _whole_layers), _show
     elif names == ["checkpoint"]:
         own = ["experiment=bench_train", "name=bench-checkpoint", *overrides]
         table, show = _on_ranks("loopmoe_train.bench.checkpoint", own), _show_checkpoint
     elif names == ["iter_adaln"]:
         own = [*_ITER_ADALN, *overrides]
-        table, show = _on_ranks("loopmoe_train.bench.iter_adaln", own), _show_iter_adaln
+        table = _on_ranks("loopmoe_train.bench.iter_adaln", own, _whole_layers)
+        show = _show_iter_adaln
     elif names == ["pipeline"]:
         from loopmoe_train.bench import pipeline
 
@@ -101,13 +106,29 @@ def _count(word: str) -> int:
     return int(word)
 
 
-def _on_ranks(module: str, overrides: List[str]) -> Any:
+def _whole_layers(config: RunConfig) -> None:
+    """Refuse layouts that cut layers, sequences or the model: both sides have whole ones."""
+    parallel = config.parallel
+    for name in ("tensor_parallel_size", "context_parallel_size", "pipeline_parallel_size"):
+        if getattr(parallel, name) > 1:
+            raise Refused(
+                f"parallel.{name}={getattr(parallel, name)}: this benchmark is for data and expert "
+                "parallelism",
+                "leave it out; `loopmoe bench pipeline` measures pipelines",
+            )
+
+
+def _on_ranks(
+    module: str, overrides: List[str], check: Optional[Callable[[RunConfig], None]] = None
+) -> Any:
     from loopmoe_train.config.compose import compose
     from loopmoe_train.config.run_file import run_dir, save
     from loopmoe_train.launcher.supervise import launch
     from loopmoe_train.train.claim import claim
 
     config = compose(overrides)
+    if check is not None:
+        check(config)
     claim(config)
     save(config, run_dir(config) / "run.yaml")
     launch(config, module=module)
