@@ -45,7 +45,8 @@ def outputs(model: List[Any], batches: Sequence[Batch], losses: bool) -> List[Te
             batch.position_ids,
             batch.attention_mask,
             labels=batch.labels if losses else None,
-            runtime_gather_output=True,
+            # The loss is computed on each tensor-parallel rank's part of the vocabulary.
+            runtime_gather_output=None if losses else True,
         )
         return output, lambda found, non_loss_data: found
 

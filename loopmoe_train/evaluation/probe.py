@@ -74,7 +74,7 @@ def probe(
     rank = parallel_state.get_data_parallel_rank()
     batch = loader.batch(rank * run.micro_batch_size, run.micro_batch_size)
     with torch.no_grad(), _watching(model) as gates:
-        outputs(model, [batch], losses=False)
+        outputs(model, [batch], losses=True)
         found = _routing(model)
     stages = of_all_stages((found, _averaged(gates)))
     everywhere = [layer for routing, _ in stages for layer in routing]
