@@ -65,7 +65,7 @@ def _write(
 
     if not picture.endswith(".png"):
         raise Refused(f"--draw {picture}: not a .png", "e.g. --draw schedule.png")
-    title = f"{run.model.name}, {placement.stages} stages x {placement.chunks} chunks"
+    title = f"{run.model.name}, {_count(placement)}"
     try:
         plot_timeline(
             timeline, picture, placement.iteration, title, "forwards of one layer of the body"
@@ -75,7 +75,15 @@ def _write(
             content = trace(timeline, placement.iteration, seconds_per_unit=1e-3)
             write_text(Path(trace_file), json.dumps(content) + "\n")
     except OSError as error:
-        raise Refused(f"{error.filename}: {error.strerror}", "name another file") from error
+        place = str(error.filename).removesuffix(".part")  # where it is written first
+        raise Refused(f"{place}: {error.strerror}", "name another file") from error
+
+
+def _count(placement: Placement) -> str:
+    def some(number: int, what: str) -> str:
+        return f"{number} {what}{'' if number == 1 else 's'}"
+
+    return f"{some(placement.stages, 'stage')} x {some(placement.chunks, 'chunk')}"
 
 
 def _lines(
@@ -90,8 +98,8 @@ def _lines(
     rows.append(["visits kept", *(f"{kept:.0f}" for kept in report["visits_in_flight"])])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
-        f"{report['model']}: {placement.stages} stages x {placement.chunks} chunks, "
-        f"{report['micro_batches']} micro-batches; layers by number, L3.2: layer 3, iteration 2",
+        f"{report['model']}: {_count(placement)}, micro-batches: {report['micro_batches']}; "
+        "L3.2 is layer 3 in iteration 2",
         "",
     ]
     lines += ["  ".join(f"{word:<{w}}" for word, w in zip(row, widths)).rstrip() for row in rows]

@@ -88,3 +88,52 @@ def test_a_reader_that_leaves_early_is_no_failure() -> None:
     command = f'{sys.executable} -c "{code}" | true; echo ${{PIPESTATUS[0]}}'
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+PIPELINE = ["model=loopmoe_small", "parallel=pipeline", "cluster.devices=4", "global_batch_size=64"]
+
+
+def test_draw_shows_where_everything_stands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture, trace, out = (tmp_path / name for name in ("a.png", "a.json", "b.json"))
+    words = ["plan", "--draw", str(picture), "--trace", str(trace), "--json", str(out), *PIPELINE]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    report = json.loads(out.read_text())
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert report["stages"] == 2 and report["micro_batches"] == 8
+    assert sum(report["pipeline_layout"]) == 2 + 4 * 2 + 2
+    assert f"bubble share {report['bubble_share']:.1%}" in text
+    rows = [line.split() for line in text.splitlines() if line.startswith("chunk")]
+    assert len(rows) == report["chunks"]
+    words_of_slots = [word for row in rows for word in row[2:]]
+    assert words_of_slots == ["L0", "L1", "L2.1", "L3.1", "L2.2", "L3.2", "L2.3", "L3.3", "L2.4",
+                              "L3.4", "L4", "L5"]  # fmt: skip
+    events = [e for e in json.loads(trace.read_text())["traceEvents"] if e["ph"] == "X"]
+    assert len(events) == 2 * report["micro_batches"] * report["chunks"] * report["stages"]
+    # As printed, the layout can be set by hand and is the same.
+    layout = f"parallel.pipeline_layout=[{','.join(map(str, report['pipeline_layout']))}]"
+    assert layout in text
+    assert main(["plan", "--draw", str(picture), "--json", str(out), *PIPELINE, layout]) == 0
+    assert json.loads(out.read_text()) == report
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--draw", "a.jpg", *PIPELINE], "not a .png"),
+        (["--draw", "nowhere/a.png", *PIPELINE], "nowhere/a.png: No such file"),
+        (["--trace", "a.json"], "--trace is for --draw"),
+        (["--draw", "a.png", "--model-only"], "three reports"),
+        (["--draw", "a.png", "parallel=pipeline"], "less than 2 stages"),
+    ],
+)
+def test_drawings_that_cannot_be(
+    words: list, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", *words]) == 2
+    assert says in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
