@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func, schedules
+from megatron.core.utils import get_model_config
 from torch import Tensor
 
 from loopmoe_train.bench.train import VOCAB, synthetic
@@ -74,10 +75,30 @@ class _Side:
         state = build(run, VOCAB, lambda first, count: synthetic(run, first, count))
         return cls(run, chunks, state)
 
-    def step(self) -> None:
+    def step(self) -> float:
+        """One step; returns the seconds that its schedule took."""
         _use_chunks(self.chunks)
-        self.state.forward_backward = get_forward_backward_func()
+        schedule, took = get_forward_backward_func(), [0.0]
+
+        def timed(**given: Any) -> Any:
+            # Not what follows the schedule: the reduction over ranks, then the optimizer.
+            finish, ended = config.finalize_model_grads_func, []
+
+            def finalize(*args: Any, **kwargs: Any) -> None:
+                ended.append(time.perf_counter())
+                finish(*args, **kwargs)
+
+            config.finalize_model_grads_func = finalize
+            began = time.perf_counter()
+            outputs = schedule(**given)
+            took[0] = ended[0] - began
+            config.finalize_model_grads_func = finish
+            return outputs
+
+        config = get_model_config(self.state.model[0])
+        self.state.forward_backward = timed
         train_step(self.state, False)
+        return took[0]
 
 
 def _use_chunks(chunks: int) -> None:
@@ -125,9 +146,9 @@ def _predicted(run: RunConfig) -> float:
     return replay(schedule, placement.duration).bubble_share
 
 
-def _timed(step: Callable[[], None]) -> tuple[float, float]:
-    """Seconds of a step, and the share of it in which the stages ran neither forward nor backward
-    of a micro-batch (mean over stages)."""
+def _timed(step: Callable[[], float]) -> tuple[float, float]:
+    """Seconds of a step, and the share of its schedule in which the stages ran neither forward nor
+    backward of a micro-batch (mean over stages)."""
     busy = [0.0]
 
     def counted(original: Any) -> Any:
@@ -147,11 +168,10 @@ def _timed(step: Callable[[], None]) -> tuple[float, float]:
     ):
         dist.barrier()
         began = time.perf_counter()
-        for _ in range(STEPS_PER_BLOCK):
-            step()
+        scheduled = sum(step() for _ in range(STEPS_PER_BLOCK))
         dist.barrier()
         taken = time.perf_counter() - began
-    shares = of_all_stages(1 - busy[0] / taken)
+    shares = of_all_stages(1 - busy[0] / scheduled)
     return taken / STEPS_PER_BLOCK, statistics.fmean(shares)
 
 
