@@ -12,6 +12,8 @@ import torch
 from tests.dist import ranks
 from tests.parity.grid import GATHER, ROWS, on
 
+pytestmark = pytest.mark.timeout(1200)  # the fixture trains all of them
+
 STEPS = 2
 RAMP = ["batch_ramp_from=4", "batch_ramp_samples=12"]  # the save falls inside it
 

@@ -20,7 +20,7 @@ from typing import Any, Dict, List, Sequence
 from tests.dist import ranks
 
 STEPS = 4
-LAUNCH = 12  # cases
+LAUNCH = 16  # cases
 # Relative. Adam's first steps divide each gradient by its own size: rounding of a small one is
 # not small, hence the last.
 LOSS, GRADIENT, WEIGHT = 1e-6, 1e-5, 1e-4
@@ -63,6 +63,7 @@ MODELS: Dict[str, List[str]] = {
     "loads of the batch, per visit": [
         "model.moe.aux_loss=global_batch", "model.moe.balance_over=visit"],
     "muon": ["optim=muon"],
+    "muon, tied embeddings": ["optim=muon", "model.tie_embeddings=true"],
     "packed documents": ["data.reset_attention_mask=true"],
     "packed documents, two tokens ahead": [
         "data.reset_attention_mask=true", "model.mtp_layers=2"],
@@ -142,6 +143,8 @@ ROWS = [
     Row("DP2 x EP2 muon", 4, on("ep2"), "muon"),
     Row("EP4 muon", 4, on("ep4", ONE), "muon"),
     Row("PP2 muon", 2, on("pp2"), "muon", DEFAULT),
+    Row("PP2 muon, tied embeddings", 2, on("pp2"), "muon, tied embeddings"),
+    Row("PP2 x DP2 muon", 4, on("pp2"), "muon"),
     # tensor, with sequence parallelism
     Row("TP2", 2, on("tp2"), default=DEFAULT),
     Row("TP2 whole", 2, on("tp2", WHOLE)),

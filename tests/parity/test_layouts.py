@@ -25,6 +25,8 @@ from tests.parity.grid import (
     train,
 )  # fmt: skip
 
+pytestmark = pytest.mark.timeout(1200)  # the fixture trains all of them
+
 DEFAULT_ROWS = {row.name: row for row in ROWS if row.default}
 # Balance losses over more than a rank's tokens: what one process and two ranks are given.
 _BY_GROUP = ["model.moe.aux_loss=expert_parallel"]
