@@ -15,6 +15,8 @@ from loopmoe_train.spec.replay import Timeline, replay
 from loopmoe_train.spec.schedule import peak, table
 from loopmoe_train.spec.visits import Visit, visits
 
+_MOST = 8192  # forwards of one chunk, of all stages
+
 
 def draw(
     settings: Sequence[str], picture: str, trace_file: Optional[str]
@@ -26,7 +28,15 @@ def draw(
     """
     from loopmoe_train.config.compose import compose
 
+    if trace_file is not None and Path(trace_file).resolve() == Path(picture).resolve():
+        raise Refused(f"--trace {trace_file}: the same file as --draw", "name another")
     run = compose(settings)
+    if run.parallel.pipeline_parallel_size * micro_batches(run) > _MOST:
+        raise Refused(
+            f"{run.parallel.pipeline_parallel_size} stages x {micro_batches(run)} micro-batches: "
+            "more than a picture can show",
+            "lower global_batch_size: the steady part only gets longer with it",
+        )
     placement, micro = placement_of(run), micro_batches(run)
     unit = _unit(run)
     schedule = table(placement.stages, micro, placement.chunks)
@@ -75,7 +85,8 @@ def _write(
             content = trace(timeline, placement.iteration, seconds_per_unit=1e-3)
             write_text(Path(trace_file), json.dumps(content) + "\n")
     except OSError as error:
-        place = str(error.filename).removesuffix(".part")  # where it is written first
+        # Not error.filename: it is written elsewhere first.
+        place = trace_file if trace_file and Path(picture).exists() else picture
         raise Refused(f"{place}: {error.strerror}", "name another file") from error
 
 

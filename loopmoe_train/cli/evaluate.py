@@ -132,6 +132,12 @@ def _check_loop(config: RunConfig, asked: List[int]) -> None:
             f"none for iteration {max(asked)}",
             f"use loop.iterations=1..{loop.iterations}",
         )
+    if asked and max(asked) > loop.iterations and config.parallel.pipeline_layout is not None:
+        raise Refused(
+            f"{config.name} has its parallel.pipeline_layout by hand: for {loop.iterations} "
+            "iterations",
+            f"use loop.iterations=1..{loop.iterations}",
+        )
 
 
 def _show(results: Dict[str, Any]) -> None:

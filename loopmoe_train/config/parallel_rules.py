@@ -24,6 +24,7 @@ def ranks(config: RunConfig) -> Problems:
         "expert_parallel_size": parallel.expert_parallel_size,
         "pipeline_parallel_size": parallel.pipeline_parallel_size,
     }
+    told = set()
     for side in (attention, experts):
         product, used = 1, {name: size for name, size in side.items() if size > 1}
         for size in used.values():
@@ -31,6 +32,9 @@ def ranks(config: RunConfig) -> Problems:
         if devices % product:
             words = " x ".join(f"parallel.{name}={size}" for name, size in used.items())
             words += f" = {product}" if len(used) > 1 else ""
+            if words in told:
+                continue
+            told.add(words)
             yield (
                 f"{words} does not divide cluster.devices={devices}: choose a divisor, "
                 "or other devices"
@@ -50,6 +54,8 @@ def divisors(config: RunConfig) -> Problems:
         cut += [("model.attention.kv_lora_rank + qk_rope_head_dim", latent)]
         if attention.q_lora_rank is not None:
             cut += [("model.attention.q_lora_rank", attention.q_lora_rank)]
+    if model.mtp_layers:
+        cut += [("model.hidden_size (with model.mtp_layers)", model.hidden_size)]
     if model.dense_layers:
         cut += [("model.dense_ffn_hidden_size", model.dense_ffn_hidden_size)]
     if moe.num_shared_experts:
@@ -109,16 +115,22 @@ def pipeline(config: RunConfig) -> Problems:
                     "leave it out"
                 )
         return
+    if model.tie_embeddings and model.mtp_layers:
+        yield (
+            "model.tie_embeddings with model.mtp_layers: core keeps an output matrix of its own on "
+            "the last stage, which nothing uses: untie, leave MTP out, or set "
+            "parallel.pipeline_parallel_size=1"
+        )
     if model.loop.iterations > 1:
         if model.loop.min_iterations is not None:
             yield (
                 "model.loop.min_iterations draws the iterations of a step, which the chunks of a "
                 "pipeline fix: leave it null, or set parallel.pipeline_parallel_size=1"
             )
-        if model.loop.state_injection:
+        if model.loop.state_injection or model.loop.backprop_iterations is not None:
             yield (
-                "model.loop.state_injection needs the state of another stage: set it to false, or "
-                "parallel.pipeline_parallel_size=1"
+                "model.loop.state_injection (and backprop_iterations, which needs it) reads the "
+                "state of another stage: leave both out, or set parallel.pipeline_parallel_size=1"
             )
         if conditioned(model) and model.loop.share_iteration_mlp:
             yield (

@@ -53,18 +53,20 @@ def outputs(model: List[Any], batches: Sequence[Batch], losses: bool) -> List[Te
     modes = [chunk.training for chunk in model]
     for chunk in model:
         chunk.eval()
-    found: List[Tensor] = get_forward_backward_func()(
-        forward_step_func=step,
-        data_iterator=moved() if len(model) == 1 else [moved() for _ in model],
-        model=model,
-        num_microbatches=len(filled),
-        seq_length=filled[0].tokens.shape[1],
-        micro_batch_size=filled[0].tokens.shape[0],
-        forward_only=True,
-        collect_non_loss_data=True,
-    )
-    for chunk, training in zip(model, modes):
-        chunk.train(training)
+    try:
+        found: List[Tensor] = get_forward_backward_func()(
+            forward_step_func=step,
+            data_iterator=moved() if len(model) == 1 else [moved() for _ in model],
+            model=model,
+            num_microbatches=len(filled),
+            seq_length=filled[0].tokens.shape[1],
+            micro_batch_size=filled[0].tokens.shape[0],
+            forward_only=True,
+            collect_non_loss_data=True,
+        )
+    finally:
+        for chunk, training in zip(model, modes):
+            chunk.train(training)
     return found[: len(batches)]
 
 

@@ -14,12 +14,12 @@ from loopmoe_train.evaluation.forward import next_token
 def sample_text(run: RunConfig, model: List[Any], tokenizer: Tokenizer) -> str:
     """Continue ``observe.sample_prompt`` by ``observe.sample_tokens`` tokens, temperature 0.8.
 
-    Every rank runs it (the model is spread over them). Tokens are drawn from a generator of its
-    own, so training's random numbers do not move.
+    Every rank runs it (the model is spread over them). Training's random numbers do not move.
     """
-    generator = torch.Generator().manual_seed(run.seed)
 
     def draw(logits: torch.Tensor) -> int:
+        # Seeded by the position: another rank may hold the logits of the next one.
+        generator = torch.Generator().manual_seed(run.seed + len(ids))
         return int(torch.multinomial(torch.softmax(logits / 0.8, dim=-1), 1, generator=generator))
 
     ids = [tokenizer.eod_id] + tokenizer.encode(run.observe.sample_prompt)

@@ -39,14 +39,6 @@ class Cut:
         split = whole.unflatten(self.dim, (self.halves, size)).chunk(self.ranks, self.dim + 1)
         return split[self.rank].flatten(self.dim, self.dim + 1)
 
-    def join(self, parts: list[Tensor]) -> Tensor:
-        """The whole of the parts of all ranks."""
-        import torch
-
-        size = parts[0].shape[self.dim] // self.halves
-        apart = [part.unflatten(self.dim, (self.halves, size)) for part in parts]
-        return torch.cat(apart, self.dim + 1).flatten(self.dim, self.dim + 1)
-
 
 UNCUT = Cut(0, 0, 1)
 

@@ -66,8 +66,10 @@ def seed_rank(seed: int) -> None:
 
     Core's tracker adds the tensor-parallel rank, where its layers work on tokens of their own.
     """
-    rank_seed = seed + 1000 * parallel_state.get_data_parallel_rank(with_context_parallel=True)
-    rank_seed += 100 * parallel_state.get_pipeline_model_parallel_rank()
+    stages = parallel_state.get_pipeline_model_parallel_world_size()
+    place = parallel_state.get_data_parallel_rank(with_context_parallel=True) * stages
+    place += parallel_state.get_pipeline_model_parallel_rank()
+    rank_seed = seed + 1000 * place
     torch.manual_seed(rank_seed)
     tensor_parallel.model_parallel_cuda_manual_seed(rank_seed, force_reset_rng=True)
 

@@ -27,25 +27,25 @@ LAYOUTS = {
     "DP2 whole": ["parallel=data", "parallel.distributed_optimizer=false"],
     "PP2": on("pp2"),
     "PP2 overlapped": on("pp2", GATHER),
+    "PP2, experts on one stage": on("pp2", ["parallel.pipeline_layout=[1,7]"]),
     "TP2": on("tp2 ep2"),
     "one muon": ["parallel=data", "optim=muon"],
-    "DP2 muon": ["parallel=data", "optim=muon"],
     "EP2 muon": ["parallel=expert", "optim=muon"],
     "EP2 muon bf16": ["parallel=expert", "optim=muon", "precision=bf16",
                       "model.moe.expert_hidden_size=32"],
 }  # fmt: skip
 SAVED = {
     1: ["one", "one muon"],
-    2: ["DP2", "EP2", "EP2 whole", "EP2 overlapped", "PP2", "TP2", "EP2 muon", "EP2 muon bf16"],
-}
-MUON = [("EP2 muon", "one muon"), ("one muon", "DP2 muon"), ("one muon", "EP2 muon")]
+    2: ["DP2", "EP2", "EP2 whole", "EP2 overlapped", "PP2", "PP2, experts on one stage", "TP2",
+        "EP2 muon", "EP2 muon bf16"],
+}  # fmt: skip
 CONTINUED = {
-    1: [("EP2", "one"), ("DP2", "one"), ("one", "one"), ("EP2 overlapped", "one"), MUON[0],
-        ("one muon", "one muon"), ("PP2", "one"), ("TP2", "one")],
-    2: [("one", "EP2"), ("one", "DP2"), ("DP2", "EP2"), ("EP2", "DP2"), ("EP2", "EP2"),
-        ("EP2", "EP2 overlapped"), ("EP2 whole", "DP2 whole"), *MUON[1:],
+    1: [("EP2", "one"), ("one", "one"), ("PP2", "one"), ("TP2", "one"),
+        ("PP2, experts on one stage", "one"), ("EP2 overlapped", "one"), ("EP2 muon", "one muon"),
+        ("one muon", "one muon")],
+    2: [("one", "EP2"), ("EP2", "EP2"), ("EP2", "EP2 overlapped"), ("EP2 whole", "DP2 whole"),
         ("one", "PP2"), ("PP2", "PP2"), ("PP2", "TP2"), ("TP2", "PP2 overlapped"),
-        ("EP2 muon", "EP2 muon"), ("EP2 muon bf16", "EP2 muon bf16")],
+        ("one muon", "EP2 muon"), ("EP2 muon", "EP2 muon"), ("EP2 muon bf16", "EP2 muon bf16")],
 }  # fmt: skip
 
 

@@ -73,6 +73,7 @@ def test_two_ranks(two: Dict[str, float], case: str) -> None:
     assert two[case] <= TOLERANCE
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("case", ON_FOUR)
 def test_four_ranks(four: Dict[str, float], case: str) -> None:
     assert four[case] <= TOLERANCE

@@ -29,7 +29,7 @@ from loopmoe_train.device.accelerator import select
 from loopmoe_train.model import build as build_module
 from loopmoe_train.model import init
 from loopmoe_train.model.build import bare, named_weights, unique_name
-from loopmoe_train.model.cuts import cuts
+from loopmoe_train.model.cuts import Cut, cuts
 from loopmoe_train.moe import experts
 from loopmoe_train.optim import ownership
 from loopmoe_train.parallel import groups
@@ -285,10 +285,17 @@ def named(state: TrainState, pick: Any) -> Dict[str, torch.Tensor]:
         whole = []
         for ep in sorted({ep for ep, _ in parts}):
             shards = [parts[ep, rank].reshape(shape) for rank in range(cut.ranks)]
-            whole.append(cut.join(shards))
+            whole.append(_join(cut, shards))
         joined[name] = torch.cat(whole)
         assert not torch.isnan(joined[name]).any(), f"{name}: shards do not cover it"
     return joined
+
+
+def _join(cut: Cut, parts: List[torch.Tensor]) -> torch.Tensor:
+    """The whole of the parts of all ranks: the way back of Cut.part."""
+    size = parts[0].shape[cut.dim] // cut.halves
+    apart = [part.unflatten(cut.dim, (cut.halves, size)) for part in parts]
+    return torch.cat(apart, cut.dim + 1).flatten(cut.dim, cut.dim + 1)
 
 
 def _owned_ranges(state: TrainState) -> Dict[Any, Any]:
