@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any, List, Sequence
 
 import torch
-from megatron.core import parallel_state
 
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.data.batches import Loader, rank_slice
 from loopmoe_train.evaluation.forward import outputs
 from loopmoe_train.model.iterations import running
+from loopmoe_train.parallel.groups import data_place
 from loopmoe_train.parallel.reduce import sum_over_tokens
 
 PASSES = 4  # micro-batches per rank
@@ -21,8 +21,7 @@ def top_agreement(
 ) -> List[float]:
     """For each number of iterations: share of tokens whose most probable next token is that of
     ``run.model.loop.iterations``, on a fixed piece of held-out text. A collective call."""
-    ranks = parallel_state.get_data_parallel_world_size()
-    rank = parallel_state.get_data_parallel_rank()
+    rank, ranks = data_place()
     slices = [rank_slice(0, index, run.micro_batch_size, rank, ranks) for index in range(PASSES)]
     batches = [loader.batch(mine.start, len(mine)) for mine in slices]
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from loopmoe_train.data.batches import Batch, context_slice, place_of
 from loopmoe_train.device.accelerator import accel
+from loopmoe_train.parallel.groups import context_place
 from loopmoe_train.parallel.reduce import max_over_ranks
 
 
@@ -28,15 +29,13 @@ def outputs(model: List[Any], batches: Sequence[Batch], losses: bool) -> List[Te
         Per micro-batch, for the tokens of this rank; [] on all but the last pipeline stage.
     """
     stages = parallel_state.get_pipeline_model_parallel_world_size()
-    rank = parallel_state.get_context_parallel_rank()
-    ranks = parallel_state.get_context_parallel_world_size()
     # Chunks take turns in groups of as many micro-batches as stages: the last one stands in.
     missing = -len(batches) % stages if len(model) > 1 else 0
     filled = [*batches, *[batches[-1]] * missing]
 
     def moved() -> Iterator[Batch]:
         for batch in filled:
-            yield context_slice(batch, rank, ranks).to(accel.current_device())
+            yield context_slice(batch, *context_place()).to(accel.current_device())
 
     def step(iterator: Iterator[Batch], chunk: Any) -> Tuple[Tensor, Any]:
         batch = next(iterator)
@@ -82,12 +81,7 @@ def next_token(model: List[Any], window: Sequence[int], length: int, choose: Any
     positions = torch.arange(length).unsqueeze(0)
     batch = Batch(tokens, tokens, torch.ones(tokens.shape), positions, None)
     found = outputs(model, [batch], losses=False)
-    place = place_of(
-        len(window) - 1,
-        length,
-        parallel_state.get_context_parallel_rank(),
-        parallel_state.get_context_parallel_world_size(),
-    )
+    place = place_of(len(window) - 1, length, *context_place())
     drawn: Optional[int] = None
     if found and place is not None:
         drawn = choose(found[0][0, place].float().cpu())

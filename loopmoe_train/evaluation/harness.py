@@ -20,6 +20,7 @@ from loopmoe_train.data.batches import Batch, context_slice
 from loopmoe_train.data.tokenizer import Tokenizer
 from loopmoe_train.evaluation.forward import next_token, outputs
 from loopmoe_train.evaluation.wish import TaskRequest, task_manager
+from loopmoe_train.parallel.groups import context_place, data_place
 from loopmoe_train.parallel.reduce import sum_over_tokens
 
 BOOTSTRAPS = 1000  # of the standard errors that have no formula
@@ -100,11 +101,10 @@ class Scorer(LM):
         ]
         order = sorted(range(len(windows)), key=lambda i: -len(windows[i].tokens))
         batches = [order[i : i + rows] for i in range(0, len(order), rows)]
-        rank = parallel_state.get_data_parallel_rank()
-        ranks = parallel_state.get_data_parallel_world_size()
+        rank, ranks = data_place()
         # Tensor and context parallelism cut a sequence in equal parts.
         whole_rows = parallel_state.get_tensor_model_parallel_world_size()
-        context = parallel_state.get_context_parallel_world_size()
+        _, context = context_place()
         whole_rows *= 2 * context if context > 1 else 1
         scores = torch.zeros(len(windows), 2, dtype=torch.float64)
         for first in range(0, len(batches), ranks):
@@ -134,11 +134,7 @@ class Scorer(LM):
         )
         both = torch.zeros(len(tokens), 2, dtype=torch.float64)
         for logits in outputs(self.model, [batch], losses=False):
-            mine = context_slice(
-                batch,
-                parallel_state.get_context_parallel_rank(),
-                parallel_state.get_context_parallel_world_size(),
-            )
+            mine = context_slice(batch, *context_place())
             labels, counts = mine.labels.to(logits.device), mine.loss_mask
             found = logits.float().log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
             missed = (logits.argmax(-1) != labels).cpu() & counts

@@ -15,6 +15,7 @@ from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.data.batches import BatchLoader, context_slice, rank_slice
 from loopmoe_train.data.tokenizer import Tokenizer
 from loopmoe_train.evaluation.forward import outputs
+from loopmoe_train.parallel.groups import context_place, data_place
 from loopmoe_train.parallel.reduce import sum_over_tokens
 
 _TOGETHER = 4  # micro-batches per stage that go through a pipeline at once
@@ -111,11 +112,7 @@ def _measure(
     run: RunConfig, model: List[Any], loader: BatchLoader, sizes: torch.Tensor
 ) -> torch.Tensor:
     """Nats, tokens and bytes that this rank predicted: float64 [3]; zeros but on the last stage."""
-    ranks = parallel_state.get_data_parallel_world_size()
-    rank = parallel_state.get_data_parallel_rank()
-    context = (
-        parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
-    )  # fmt: skip
+    rank, ranks = data_place()
     stages = parallel_state.get_pipeline_model_parallel_world_size()
     windows = windows_read(run, loader)
     per_pass = run.micro_batch_size * ranks
@@ -130,7 +127,7 @@ def _measure(
         batches = [loader.batch(samples.start, len(samples)) for samples in mine]
         for batch, samples, losses in zip(batches, mine, outputs(model, batches, losses=True)):
             counted = torch.tensor([float(sample < windows) for sample in samples]).unsqueeze(1)
-            batch = context_slice(batch, *context)
+            batch = context_slice(batch, *context_place())
             mask = (batch.loss_mask * counted).double()
             total[0] += (losses.float().cpu().double() * mask).sum()
             total[1] += mask.sum()

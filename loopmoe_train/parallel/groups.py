@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Tuple
 
 import torch
 import torch.distributed as dist
@@ -58,6 +59,22 @@ def make_groups(run: RunConfig, timeout: timedelta) -> None:
         expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
         # Core says int and makes a timedelta of it: fractions are as good.
         distributed_timeout_minutes=timeout.total_seconds() / 60,  # type: ignore[arg-type]
+    )
+
+
+def data_place() -> Tuple[int, int]:
+    """Rank and size of the data-parallel group: who takes which samples."""
+    return (
+        parallel_state.get_data_parallel_rank(),
+        parallel_state.get_data_parallel_world_size(),
+    )
+
+
+def context_place() -> Tuple[int, int]:
+    """Rank and size of the context-parallel group: who takes which tokens of a sample."""
+    return (
+        parallel_state.get_context_parallel_rank(),
+        parallel_state.get_context_parallel_world_size(),
     )
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Optional
 
 import torch.distributed as dist
-from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import get_model_config
 
@@ -105,14 +104,10 @@ def _micro_batches(
     run: RunConfig, consumed: int, batch: Callable[[int, int], Batch]
 ) -> Iterator[Batch]:
     """This rank's part of the global batch that begins with sample ``consumed``."""
-    data = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
-    context = (
-        parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
-    )  # fmt: skip
     for index in range(micro_steps(run, global_batch(run, consumed))):
-        mine = rank_slice(consumed, index, run.micro_batch_size, *data)
+        mine = rank_slice(consumed, index, run.micro_batch_size, *groups.data_place())
         whole = batch(mine.start, len(mine))
-        yield context_slice(whole, *context).to(accel.current_device())
+        yield context_slice(whole, *groups.context_place()).to(accel.current_device())
 
 
 def restore(
