@@ -34,7 +34,8 @@ from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.device.accelerator import accel, select
 from loopmoe_train.parallel import groups
 from loopmoe_train.parallel.reduce import of_all_stages
-from loopmoe_train.spec.placement import micro_batches, placement_of
+from loopmoe_train.spec.batch import micro_batches
+from loopmoe_train.spec.placement import placement_of
 from loopmoe_train.spec.replay import replay
 from loopmoe_train.spec.schedule import table
 from loopmoe_train.train.__main__ import leave, main
@@ -142,7 +143,7 @@ def measure(run: RunConfig) -> None:
 
 def _predicted(run: RunConfig) -> float:
     placement = placement_of(run)
-    schedule = table(placement.stages, micro_batches(run), placement.chunks)
+    schedule = table(placement.stages, micro_batches(run, run.global_batch_size), placement.chunks)
     return replay(schedule, placement.duration).bubble_share
 
 

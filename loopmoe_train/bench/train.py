@@ -26,9 +26,10 @@ from loopmoe_train.data.batches import Batch
 from loopmoe_train.device.accelerator import accel, select
 from loopmoe_train.model.build import bare
 from loopmoe_train.parallel import groups
+from loopmoe_train.spec.batch import micro_batches
 from loopmoe_train.train.__main__ import leave, main
 from loopmoe_train.train.run import build
-from loopmoe_train.train.step import forward_step, micro_steps, train_step
+from loopmoe_train.train.step import forward_step, train_step
 
 VOCAB = 4096
 STEPS_PER_BLOCK = 3
@@ -54,13 +55,13 @@ def core_step(run: RunConfig, model: List[Any], optimizer: Any) -> float:
     batches = (
         synthetic(run, (index * ranks + rank) * run.micro_batch_size, run.micro_batch_size)
         .to(accel.current_device())
-        for index in range(micro_steps(run, run.global_batch_size))
+        for index in range(micro_batches(run, run.global_batch_size))
     )  # fmt: skip
     outputs = get_forward_backward_func()(
         forward_step_func=forward_step,
         data_iterator=batches,
         model=model,
-        num_microbatches=micro_steps(run, run.global_batch_size),
+        num_microbatches=micro_batches(run, run.global_batch_size),
         seq_length=run.sequence_length,
         micro_batch_size=run.micro_batch_size,
         forward_only=False,

@@ -10,7 +10,8 @@ from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused
 from loopmoe_train.files import write_text
 from loopmoe_train.spec.arithmetic import visit_flops
-from loopmoe_train.spec.placement import Placement, micro_batches, placement_of
+from loopmoe_train.spec.batch import global_batch, micro_batches
+from loopmoe_train.spec.placement import Placement, placement_of
 from loopmoe_train.spec.replay import Timeline, replay
 from loopmoe_train.spec.schedule import peak, table
 from loopmoe_train.spec.visits import Visit, visits
@@ -31,13 +32,14 @@ def draw(
     if trace_file is not None and Path(trace_file).resolve() == Path(picture).resolve():
         raise Refused(f"--trace {trace_file}: the same file as --draw", "name another")
     run = compose(settings)
-    if run.parallel.pipeline_parallel_size * micro_batches(run) > _MOST:
+    micro = micro_batches(run, global_batch(run, 0))
+    if run.parallel.pipeline_parallel_size * micro > _MOST:
         raise Refused(
-            f"{run.parallel.pipeline_parallel_size} stages x {micro_batches(run)} micro-batches: "
+            f"{run.parallel.pipeline_parallel_size} stages x {micro} micro-batches: "
             "more than a picture can show",
             "lower global_batch_size: the steady part only gets longer with it",
         )
-    placement, micro = placement_of(run), micro_batches(run)
+    placement = placement_of(run)
     unit = _unit(run)
     schedule = table(placement.stages, micro, placement.chunks)
     timeline = replay(schedule, lambda *where: placement.duration(*where) / unit)

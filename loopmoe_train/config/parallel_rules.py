@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Iterator, Tuple
 
 from loopmoe_train.config.schema import RunConfig
+from loopmoe_train.spec.batch import micro_batches
 from loopmoe_train.spec.grid import grid_of
 from loopmoe_train.spec.placement import Placement, feasible
 from loopmoe_train.spec.visits import conditioned
@@ -154,12 +155,12 @@ def _micro_batches(config: RunConfig, placement: Placement) -> Problems:
         ("batch_ramp_from", config.batch_ramp_from),
         ("global_batch_size", config.global_batch_size),
     ):
-        if samples is not None and (samples // per_pass) % stages:
+        if samples is not None and micro_batches(config, samples) % stages:
             wanted = max(1, round(samples / per_pass / stages)) * per_pass * stages
             yield (
-                f"{name}={samples} makes {samples // per_pass} micro-batches; {stages} pipeline "
-                f"stages with {placement.chunks} chunks each need a multiple of {stages}: use "
-                f"{name}={wanted}, or another micro_batch_size"
+                f"{name}={samples} makes {micro_batches(config, samples)} micro-batches; {stages} "
+                f"pipeline stages with {placement.chunks} chunks each need a multiple of {stages}: "
+                f"use {name}={wanted}, or another micro_batch_size"
             )
 
 

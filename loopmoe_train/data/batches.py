@@ -12,6 +12,7 @@ from loopmoe_train.config.schema import DataConfig
 from loopmoe_train.data.indexed import IndexedReader
 from loopmoe_train.data.interleave import Interleave
 from loopmoe_train.data.order import SampleOrder
+from loopmoe_train.spec.context import chunks_of
 
 
 @dataclass
@@ -59,10 +60,8 @@ def rank_slice(
 
 
 def context_slice(batch: Batch, rank: int, size: int) -> Batch:
-    """The tokens of one context-parallel rank: chunks r and 2 * size - 1 - r of 2 * size.
-
-    The order is that of core's ``get_batch_on_this_cp_rank``: under a causal mask all ranks have
-    as much to attend. ``attention_mask`` stays that of the whole sequence.
+    """The tokens of one context-parallel rank (spec/context.py). ``attention_mask`` stays that of
+    the whole sequence.
 
     Raises:
         ValueError: the sequence cannot be cut so.
@@ -75,7 +74,7 @@ def context_slice(batch: Batch, rank: int, size: int) -> Batch:
 
     def mine(x: torch.Tensor) -> torch.Tensor:
         parts = x.chunk(2 * size, dim=1)
-        return torch.cat([parts[rank], parts[2 * size - 1 - rank]], dim=1)
+        return torch.cat([parts[chunk] for chunk in chunks_of(rank, size)], dim=1)
 
     return Batch(
         tokens=mine(batch.tokens),
@@ -84,16 +83,6 @@ def context_slice(batch: Batch, rank: int, size: int) -> Batch:
         position_ids=mine(batch.position_ids),
         attention_mask=batch.attention_mask,
     )
-
-
-def place_of(position: int, length: int, rank: int, size: int) -> Optional[int]:
-    """Index of the token at ``position`` in a rank's :func:`context_slice` of ``length`` tokens;
-    None: another rank has it."""
-    if size == 1:
-        return position
-    chunk, within = divmod(position, length // (2 * size))
-    held = (rank, 2 * size - 1 - rank)
-    return held.index(chunk) * (length // (2 * size)) + within if chunk in held else None
 
 
 class BatchLoader:

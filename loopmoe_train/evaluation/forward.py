@@ -10,10 +10,11 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from loopmoe_train.data.batches import Batch, context_slice, place_of
+from loopmoe_train.data.batches import Batch, context_slice
 from loopmoe_train.device.accelerator import accel
 from loopmoe_train.parallel.groups import context_place
 from loopmoe_train.parallel.reduce import max_over_ranks
+from loopmoe_train.spec.context import place_of
 
 
 @torch.no_grad()

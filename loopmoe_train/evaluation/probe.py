@@ -24,6 +24,7 @@ from loopmoe_train.model.build import layers
 from loopmoe_train.model.iter_adaln import IterAdaLN
 from loopmoe_train.observe.metrics import gate_key, load_stats, routing_key
 from loopmoe_train.observe.routing import LayerRouting, RoutingProbe
+from loopmoe_train.parallel.groups import data_place
 from loopmoe_train.parallel.reduce import of_all_stages, sum_over_ranks, token_group
 
 
@@ -71,7 +72,7 @@ def probe(
 
     Every rank runs it on windows of its own; loads and overlaps are means over ranks.
     """
-    rank = parallel_state.get_data_parallel_rank()
+    rank, _ = data_place()
     batch = loader.batch(rank * run.micro_batch_size, run.micro_batch_size)
     with torch.no_grad(), _watching(model) as gates:
         outputs(model, [batch], losses=True)

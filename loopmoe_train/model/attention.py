@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
 from loopmoe_kernels.causal_attention import MAX_LENGTH, causal_attention
-from loopmoe_train.model.context import chunks_of, gather_sequence, to_heads, to_sequence
+from loopmoe_train.model.context import gather_sequence, to_heads, to_sequence
+from loopmoe_train.spec.context import chunks_of
 
 
 class ScaledDotProductAttention(MegatronModule):

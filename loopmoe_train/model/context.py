@@ -1,9 +1,7 @@
-"""Context parallelism: which tokens a rank holds, and how ranks exchange them.
+"""Context parallelism: how ranks exchange the tokens that they hold (spec/context.py).
 
-A sequence of s tokens is cut into 2 * size chunks; rank r holds the chunks r and 2 * size - 1 - r
-(core's order, `get_batch_on_this_cp_rank`), so that under a causal mask all ranks have as much to
-attend. ``zig-zag`` below is the order of the tokens of all ranks, rank after rank. The exchanges
-are core's, and with them their gradients: of a gather the sum over ranks, scattered.
+``zig-zag`` below is the order of the tokens of all ranks, rank after rank. The exchanges are
+core's, and with them their gradients: of a gather the sum over ranks, scattered.
 """
 
 from __future__ import annotations
@@ -14,10 +12,7 @@ import torch
 from megatron.core.tensor_parallel.mappings import all_to_all, gather_from_sequence_parallel_region
 from torch import Tensor
 
-
-def chunks_of(rank: int, size: int) -> List[int]:
-    """The two of ``2 * size`` chunks that ``rank`` holds, in the order of its tokens."""
-    return [rank, 2 * size - 1 - rank]
+from loopmoe_train.spec.context import chunks_of
 
 
 def to_natural(x: Tensor, size: int) -> Tensor:

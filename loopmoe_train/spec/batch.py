@@ -1,8 +1,10 @@
-"""The global batch size as a function of the samples consumed, so that a resume needs no state."""
+"""The global batch: its size as a function of the samples consumed, so that a resume needs no
+state, and the micro-batches that it makes."""
 
 from __future__ import annotations
 
 from loopmoe_train.config.schema import RunConfig
+from loopmoe_train.spec.grid import grid_of
 
 
 def global_batch(run: RunConfig, consumed: int) -> int:
@@ -16,6 +18,11 @@ def global_batch(run: RunConfig, consumed: int) -> int:
         return run.global_batch_size
     stages = run.global_batch_size // first
     return first * (1 + consumed * (stages - 1) // run.batch_ramp_samples)
+
+
+def micro_batches(run: RunConfig, samples: int) -> int:
+    """Micro-batches per data-parallel rank of a global batch (gradient accumulation)."""
+    return samples // (run.micro_batch_size * grid_of(run).data)
 
 
 def total_samples(run: RunConfig) -> int:

@@ -15,8 +15,7 @@ from typing import Iterator, List, Sequence, Tuple
 
 from loopmoe_train.config.schema import ModelConfig, RunConfig
 from loopmoe_train.spec.arithmetic import forward_flops_per_token, visit_flops
-from loopmoe_train.spec.batch import global_batch
-from loopmoe_train.spec.grid import grid_of
+from loopmoe_train.spec.batch import global_batch, micro_batches
 from loopmoe_train.spec.replay import replay
 from loopmoe_train.spec.schedule import table
 from loopmoe_train.spec.visits import Visit, visits
@@ -72,7 +71,7 @@ def placement_of(run: RunConfig) -> Placement:
     candidates = [_placed(run, stages, layout) for layout in _layouts(run)]
     if len(candidates) == 1:
         return candidates[0]
-    replayed = min(micro_batches(run), _REPLAYED * stages)
+    replayed = min(micro_batches(run, global_batch(run, 0)), _REPLAYED * stages)
     return min(candidates, key=lambda one: (_makespan(one, replayed), one.chunks))
 
 
@@ -114,11 +113,6 @@ def _layouts(run: RunConfig) -> Iterator[List[int]]:
         )
     else:
         yield from _loop_layouts(run)
-
-
-def micro_batches(run: RunConfig) -> int:
-    """Micro-batches of a pipeline in the first step (the fewest of a run)."""
-    return global_batch(run, 0) // (run.micro_batch_size * grid_of(run).data)
 
 
 def split(costs: Sequence[float], parts: int) -> List[int]:

@@ -29,9 +29,9 @@ from loopmoe_train.observe.tensorboard import TensorBoardSink
 from loopmoe_train.parallel.reduce import max_over_ranks
 from loopmoe_train.redact import redact
 from loopmoe_train.spec.arithmetic import parameters, train_flops_per_token
-from loopmoe_train.spec.batch import total_samples
+from loopmoe_train.spec.batch import micro_batches, total_samples
 from loopmoe_train.train.peak import peak_flops
-from loopmoe_train.train.step import StepResult, TrainState, micro_steps
+from loopmoe_train.train.step import StepResult, TrainState
 from loopmoe_train.train.text import Text
 
 # A run that was started by hand with torchrun has no command start time to count from.
@@ -127,7 +127,7 @@ class Recorder:
             self.first_step_s = time.time() - float(os.environ[START_VARIABLE])
         tokens = result.samples * run.sequence_length
         self.speeds.append(tokens / step_s)
-        self.micro_batches += micro_steps(run, result.samples)
+        self.micro_batches += micro_batches(run, result.samples)
         if step % run.observe.log_interval and step != run.steps:
             return
         routing = training_routing(self.state.model)

@@ -28,12 +28,12 @@ from loopmoe_train.model.build import build_model, layer_names
 from loopmoe_train.moe.balance import finalize_model_grads
 from loopmoe_train.optim.build import build_optimizer
 from loopmoe_train.parallel import groups
-from loopmoe_train.spec.batch import global_batch
+from loopmoe_train.spec.batch import global_batch, micro_batches
 from loopmoe_train.train import faults, heartbeat
 from loopmoe_train.train.gradients import describe_non_finite
 from loopmoe_train.train.preflight import identity
 from loopmoe_train.train.recorder import Recorder
-from loopmoe_train.train.step import TrainState, micro_steps, train_step
+from loopmoe_train.train.step import TrainState, train_step
 from loopmoe_train.train.stop import StopRequest
 from loopmoe_train.train.text import Text, open_text
 from loopmoe_train.train.undo import remember
@@ -84,7 +84,7 @@ def build(run: RunConfig, vocab_size: int, batch: Callable[[int, int], Batch]) -
         waits = [chunk.no_sync for chunk in model]
         config.no_sync_func = waits if len(model) > 1 else waits[0]
 
-    def micro_batches(consumed: int) -> Any:
+    def for_chunks(consumed: int) -> Any:
         each = _micro_batches(run, consumed, batch)
         # Every chunk of a stage reads them at its own pace.
         return each if len(model) == 1 else list(itertools.tee(each, len(model)))
@@ -95,7 +95,7 @@ def build(run: RunConfig, vocab_size: int, batch: Callable[[int, int], Batch]) -
         optimizer=optimizer,
         scheduler=scheduler,
         forward_backward=get_forward_backward_func(),
-        micro_batches=micro_batches,
+        micro_batches=for_chunks,
         describe_gradients=describe_non_finite,
     )
 
@@ -104,7 +104,7 @@ def _micro_batches(
     run: RunConfig, consumed: int, batch: Callable[[int, int], Batch]
 ) -> Iterator[Batch]:
     """This rank's part of the global batch that begins with sample ``consumed``."""
-    for index in range(micro_steps(run, global_batch(run, consumed))):
+    for index in range(micro_batches(run, global_batch(run, consumed))):
         mine = rank_slice(consumed, index, run.micro_batch_size, *groups.data_place())
         whole = batch(mine.start, len(mine))
         yield context_slice(whole, *groups.context_place()).to(accel.current_device())

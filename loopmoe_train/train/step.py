@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import torch
-from megatron.core import parallel_state
 from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
@@ -23,7 +22,7 @@ from loopmoe_train.data.batches import Batch
 from loopmoe_train.errors import TrainingStopped
 from loopmoe_train.model.iterations import drawn_iterations, running
 from loopmoe_train.parallel.reduce import sum_over_tokens
-from loopmoe_train.spec.batch import global_batch
+from loopmoe_train.spec.batch import global_batch, micro_batches
 
 
 @dataclass
@@ -91,7 +90,7 @@ def train_step(state: TrainState, stop_wanted: bool) -> StepResult:
             forward_step_func=forward_step,
             data_iterator=state.micro_batches(state.consumed),
             model=state.model,
-            num_microbatches=micro_steps(run, samples),
+            num_microbatches=micro_batches(run, samples),
             seq_length=run.sequence_length,
             micro_batch_size=run.micro_batch_size,
             forward_only=False,
@@ -140,12 +139,6 @@ def sum_of_losses(loss_mask: Tensor, losses: Tensor) -> Tuple[Tensor, Tensor, Di
     total = torch.sum(losses.float() * loss_mask)
     tokens = loss_mask.sum().to(torch.int64)
     return total, tokens, {"sum": total.detach(), "tokens": tokens}
-
-
-def micro_steps(run: RunConfig, samples: int) -> int:
-    """Micro-batches per rank of a global batch of ``samples`` (gradient accumulation)."""
-    ranks = parallel_state.get_data_parallel_world_size(with_context_parallel=False)
-    return samples // (run.micro_batch_size * ranks)
 
 
 def _clip(optimizer: ChainedOptimizer, max_norm: float, total_norm: float) -> None:
