@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import io
 import pickle
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import torch
 import torch.distributed as dist
@@ -38,7 +37,6 @@ _METADATA = {
     "non_homogeneous_layers": True,
 }
 _RANDOM = "random"
-_NO_PARAMETER: Any = "no parameter"
 
 
 @dataclass
@@ -167,35 +165,10 @@ def _described(trained: Trained, is_loading: bool) -> Dict[str, Any]:
             part.key = unique_name(part.key, trained.prefixes)
         described[f"model{index}"] = mine
         weights |= {f"{index}.{name}": part for name, part in mine.items()}
-    with _steps_of_empty_parts(trained.optimizer):
-        described["optimizer"] = trained.optimizer.sharded_state_dict(
-            weights, is_loading=is_loading, metadata=metadata
-        )
+    described["optimizer"] = trained.optimizer.sharded_state_dict(
+        weights, is_loading=is_loading, metadata=metadata
+    )
     return described
-
-
-@contextmanager
-def _steps_of_empty_parts(optimizer: Any) -> Iterator[None]:
-    """Let an optimizer without parameters know the step: that of the experts, on a pipeline stage
-    that has none. Core reads it from a parameter's state, and rank 0's word counts for all."""
-    parts = getattr(optimizer, "chained_optimizers", [optimizer])
-    steps = [
-        state["step"] for part in parts for state in part.optimizer.state.values()
-        if "step" in state
-    ]  # fmt: skip
-    step = max((float(step) for step in steps), default=0.0)
-    empty = [
-        part.optimizer
-        for part in parts
-        if not any(group["params"] for group in part.optimizer.param_groups)
-    ]
-    for one in empty:
-        one.state[_NO_PARAMETER] = {"step": torch.tensor(step)}
-    try:
-        yield
-    finally:
-        for one in empty:
-            one.state.pop(_NO_PARAMETER, None)
 
 
 def _host(tensor: Tensor) -> Tensor:

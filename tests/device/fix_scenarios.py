@@ -311,6 +311,28 @@ def state_before_first_step(rank: int, folder: Path, store: str) -> None:
         assert torch.equal(old, new), f"saving changed {name}"
 
 
+def stage_without_experts(rank: int, folder: Path, store: str) -> None:
+    from tests.device import tiny
+
+    tiny.start(rank, 2, store, pipeline_model_parallel_size=2)
+    config = tiny.make_config(
+        num_layers=2, num_moe_experts=4, moe_layer_freq=[0, 1], pipeline_model_parallel_size=2
+    )
+    model = tiny.build(config, experts=4, use_distributed_optimizer=True)
+    optimizer = _optimizer(model)
+    for _ in range(2):
+        model.run(2)
+        optimizer.step()
+    described = _sharded(model, optimizer)["optimizer"]
+    steps = [group["step"] for part in described.values() for group in _groups_of(part)]
+    assert steps and set(steps) == {2.0}, f"stage {rank} tells the steps {steps}"
+
+
+def _groups_of(part: dict[str, Any]) -> list[dict[str, Any]]:
+    groups: list[dict[str, Any]] = part["optimizer"]["param_groups"]
+    return groups
+
+
 def settings_of_core(rank: int, folder: Path, store: str) -> None:
     import logging
 
@@ -346,6 +368,7 @@ SCENARIOS: dict[str, tuple[Callable[[int, Path, str], None], int]] = {
     "uneven_gather": (uneven_gather, 2),
     "resume": (resume, 1),
     "state_before_first_step": (state_before_first_step, 1),
+    "stage_without_experts": (stage_without_experts, 2),
     "settings_of_core": (settings_of_core, 1),
 }
 

@@ -17,7 +17,10 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.distributed.finalize_model_grads import finalize_model_grads
 from megatron.core.enums import ModelType
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_decoder_block_spec,
+    get_gpt_layer_local_spec,
+)
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
@@ -147,6 +150,8 @@ def build(config: Any, experts: int | None = None, **ddp: Any) -> Tiny:
         qk_layernorm=mla,
         normalization=config.normalization,
     )
+    if experts and isinstance(config.moe_layer_freq, list):
+        spec = get_gpt_decoder_block_spec(config, use_transformer_engine=False)
     if mla:
         spec.submodules.self_attention.submodules.core_attention = PlainAttention
     config.finalize_model_grads_func = finalize_model_grads

@@ -69,6 +69,22 @@ def _step_shared_on_resume(module: ModuleType) -> None:
                 state["step"] = state["step"].detach().clone()
 
 
+def _step_of_empty_part(module: ModuleType) -> None:
+    @wrap("optimizer-step-of-empty-part", module.ChainedOptimizer, "sharded_state_dict")
+    def sharded_state_dict(original: Any, self: Any, *args: Any, **kwargs: Any) -> Any:
+        parts = [part.optimizer for part in self.chained_optimizers]
+        steps = [float(s["step"]) for part in parts for s in part.state.values() if "step" in s]
+        empty = [part for part in parts if not any(g["params"] for g in part.param_groups)]
+        for part in empty:
+            part.state[_NO_PARAMETER] = {"step": torch.tensor(max(steps, default=0.0))}
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            for part in empty:
+                del part.state[_NO_PARAMETER]
+
+
+_NO_PARAMETER: Any = "no parameter"
 _DISTRIBUTED_OPTIMIZER = CORE + "optimizer.distrib_optimizer"
 
 FIXES: tuple[Fix, ...] = (
@@ -94,5 +110,13 @@ FIXES: tuple[Fix, ...] = (
         "SILENT: after loading all parameters share one step tensor; each step advances it once "
         "per parameter, so Adam's bias correction is wrong from then on.",
         _step_shared_on_resume,
+    ),
+    Fix(
+        "optimizer-step-of-empty-part",
+        CORE + "optimizer.optimizer",
+        SUPPORTED,
+        "The experts' optimizer of a pipeline stage without experts has no parameter whose state "
+        "could tell the step that a checkpoint needs: describing it fails.",
+        _step_of_empty_part,
     ),
 )
