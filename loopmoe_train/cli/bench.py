@@ -48,6 +48,11 @@ _PIPELINE_MODEL = [
 
 def run(argv: List[str]) -> int:
     """Run one benchmark; returns the exit code."""
+    if argv[:1] == ["sim"]:
+        from loopmoe_train.bench import sim
+
+        sim.show(sim.run(**sim.arguments(argv[1:])))
+        return 0
     names, overrides, out, kills = [], [], None, 10
     words = iter(argv)
     for word in words:

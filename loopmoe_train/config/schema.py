@@ -139,8 +139,38 @@ class ParallelConfig:
 
 
 @dataclass
+class LinkConfig:
+    """One tier of the network; tiers are listed from the innermost outwards."""
+
+    name: str = "node"
+    devices: int = 8  # that it joins; 0: all of the cluster
+    gbytes_per_s: float = 25.0  # of one device, each way
+    latency_us: float = 5.0  # of one step of a collective
+    mesh: bool = False  # every pair has its own wire: g devices reach (g - 1) / (devices - 1) of it
+
+
+@dataclass
+class EfficiencyConfig:
+    """What share of the data sheet is reached; the simulator's figures. Where `table` has an
+    operator's measured rate (`loopmoe bench ops` writes one), that counts instead."""
+
+    matmul: float = 0.75  # of a large bf16 product
+    matmul_fp8: float = 0.6
+    matmul_fp4: float = 0.45
+    grouped: float = 0.85  # of a plain product of the same size
+    attention: float = 0.55  # fused attention, of the bf16 peak
+    attention_backward: float = 0.45
+    memory: float = 0.8
+    link: float = 0.75
+    grouped_loop: bool = True  # a grouped product is launched expert by expert
+    launch_us: float = 4.0  # between two operators on the device
+    host_us: float = 20.0  # that the host needs for an operator
+    table: Optional[str] = None
+
+
+@dataclass
 class ClusterConfig:
-    """The machine."""
+    """The machine. Its memory and links are for the simulator; training itself asks the device."""
 
     name: str = "cpu"
     device: str = "cpu"  # cpu | cuda | npu
@@ -148,6 +178,16 @@ class ClusterConfig:
     # dense matmul peak per device in TFLOP/s for `mfu`; null: measured when training starts
     peak_tflops_bf16: Optional[float] = None
     peak_tflops_fp32: Optional[float] = None
+    peak_tflops_fp8: Optional[float] = None
+    peak_tflops_fp4: Optional[float] = None
+    cores: int = 1  # that share a matrix product (multiprocessors, cube cores)
+    devices_per_node: int = 8
+    memory_gib: Optional[float] = None  # of one device
+    memory_gbytes_per_s: Optional[float] = None
+    host_gbytes_per_s: float = 20.0  # to the host's memory and back, of one device
+    links: List[LinkConfig] = field(default_factory=list)
+    efficiency: EfficiencyConfig = field(default_factory=EfficiencyConfig)
+    software: str = ""  # version that the figures are of
 
 
 @dataclass

@@ -1,0 +1,122 @@
+"""How long a collective runs on a network of tiers.
+
+A group of n ranks that stand ``stride`` apart has m_1 <= m_2 <= ... members inside one domain of
+each tier. What leaves a domain of tier k - 1 shares the ports of its m_{k-1} members there:
+a ring therefore runs at the least of m_{k-1} B_k over the tiers that it crosses (ring and mesh
+algorithms of NCCL and HCCL; arXiv 2504.14960 for the groups).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import List, Tuple
+
+from loopmoe_train.sim.machine import Link, Machine
+
+
+@dataclass(frozen=True)
+class Group:
+    """``size`` ranks, each ``stride`` after the one before."""
+
+    size: int
+    stride: int = 1
+
+    def members(self, machine: Machine) -> List[Tuple[Link, int]]:
+        """Of every tier how many members one of its domains holds."""
+        found = []
+        for link in machine.links:
+            inside = self.size
+            if link.devices:
+                inside = max(1, min(self.size, link.devices // self.stride))
+            found.append((link, inside))
+        return found
+
+
+def gather(machine: Machine, group: Group, size: float) -> float:
+    """Seconds of an all-gather or a reduce-scatter; ``size``: bytes of the whole tensor."""
+    if group.size < 2:
+        return 0.0
+    slowest, delay, below = 0.0, 0.0, 1
+    for link, inside in group.members(machine):
+        if inside > below:
+            rate = link.rate_of(inside) if below == 1 else below * link.rate_of(inside)
+            slowest = max(slowest, 1 / rate)
+            delay += link.latency * (1 if link.mesh else math.ceil(math.log2(inside / below)) + 1)
+        below = max(below, inside)
+    return delay + (group.size - 1) / group.size * size * slowest
+
+
+def all_reduce(machine: Machine, group: Group, size: float) -> float:
+    """Seconds of an all-reduce: a reduce-scatter and an all-gather."""
+    return 2 * gather(machine, group, size)
+
+
+def all_to_all(machine: Machine, group: Group, sent: float) -> float:
+    """Seconds of an all-to-all in which every rank sends ``sent`` bytes, its own part included.
+
+    The tiers work side by side; each carries what goes to members that only it reaches.
+    """
+    if group.size < 2:
+        return 0.0
+    slowest, delay, below = 0.0, 0.0, 1
+    for link, inside in group.members(machine):
+        if inside > below:
+            part = sent * (inside - below) / group.size
+            slowest = max(slowest, part / link.rate_of(inside))
+            delay += link.latency * max(1.0, math.log2(inside / below))
+        below = max(below, inside)
+    return delay + slowest
+
+
+def hierarchical(machine: Machine, group: Group, tokens: float, token: float, top_k: int) -> float:
+    """Seconds of one way of the expert exchange in two levels.
+
+    Every token crosses to each node that holds one of its experts once: all-gather over the ranks
+    of equal place in their nodes, then an all-to-all inside the node (Pangu Ultra MoE).
+
+    Args:
+        tokens: of one rank.
+        token: bytes of one.
+    """
+    tiers = [(link, inside) for link, inside in group.members(machine)]
+    inside = max([n for _, n in tiers if n < group.size], default=group.size)
+    nodes = group.size // inside
+    if nodes < 2:
+        return all_to_all(machine, group, tokens * top_k * token)
+    outer = Group(nodes, group.stride * inside)
+    inner = Group(inside, group.stride)
+    return gather(machine, outer, nodes * tokens * token) + all_to_all(
+        machine, inner, tokens * top_k * token
+    )
+
+
+def deduplicated(machine: Machine, group: Group, tokens: float, token: float, top_k: int) -> float:
+    """As :func:`hierarchical`, but a token crosses only to nodes that hold an expert of it."""
+    inside = max([n for _, n in group.members(machine) if n < group.size], default=group.size)
+    nodes = group.size // inside
+    if nodes < 2:
+        return all_to_all(machine, group, tokens * top_k * token)
+    outer = Group(nodes, group.stride * inside)
+    inner = Group(inside, group.stride)
+    across = tokens * token * distinct_nodes(nodes, top_k)
+    # Both levels run side by side, chunk by chunk (DeepEP).
+    return max(
+        all_to_all(machine, outer, across),
+        all_to_all(machine, inner, tokens * top_k * token),
+    )
+
+
+def distinct_nodes(nodes: int, top_k: int) -> float:
+    """Nodes that the experts of a token stand on, if each is drawn alike."""
+    return nodes * (1 - (1 - 1 / nodes) ** top_k)
+
+
+def point_to_point(machine: Machine, stride: int, size: float) -> float:
+    """Seconds to the rank ``stride`` further."""
+    for link in machine.links:
+        if not link.devices or stride < link.devices:
+            rate = link.rate / max(1, link.devices - 1) if link.mesh else link.rate
+            return link.latency + size / rate
+    link = machine.links[-1]
+    return link.latency + size / link.rate

@@ -1,0 +1,140 @@
+"""A cluster as the simulator sees it: rates of one device, its memory, and tiers of links."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from typing import Dict, Optional, Tuple
+
+from loopmoe_train.config.schema import ClusterConfig, EfficiencyConfig, LinkConfig
+from loopmoe_train.errors import Refused
+
+GIB = 2.0**30
+BYTES = {"fp32": 4, "bf16": 2, "fp8": 2, "fp4": 2}  # of an activation
+
+
+@dataclass(frozen=True)
+class Link:
+    """One tier of the network; seconds and bytes per second."""
+
+    name: str
+    devices: int  # that it joins; 0: all
+    rate: float  # of one device, each way, as reached
+    latency: float
+    mesh: bool
+
+    def rate_of(self, members: int) -> float:
+        """Rate of one device in a group of ``members`` that this tier joins."""
+        if self.mesh and self.devices > 1:
+            return self.rate * min(1.0, (members - 1) / (self.devices - 1))
+        return self.rate
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One device and its links, in FLOP/s, bytes, bytes/s and seconds.
+
+    Attributes:
+        matmul: rate that a large product reaches, by precision.
+        attention, attention_backward: rate of fused attention.
+        grouped: share of a plain product's rate that grouped ones reach.
+        grouped_loop: a grouped product is launched expert by expert.
+        fp32_matmul: rate of products in fp32, as of the router.
+        memory: bytes of a device.
+        bandwidth: of its memory, as reached.
+        host: bandwidth to the host's memory.
+        launch: between two operators on the device.
+        host_launch: that the host needs to start an operator.
+    """
+
+    name: str
+    matmul: Dict[str, float]
+    peak: Dict[str, float]
+    grouped: float
+    attention: float
+    attention_backward: float
+    cores: int
+    memory: float
+    bandwidth: float
+    host: float
+    grouped_loop: bool
+    launch: float
+    host_launch: float
+    links: Tuple[Link, ...]
+    node: int
+    software: str = ""
+
+
+def named(preset: str) -> ClusterConfig:
+    """A preset of ``configs/cluster``, without Hydra.
+
+    Raises:
+        Refused: there is none of that name.
+    """
+    import yaml
+
+    folder = resources.files("loopmoe_configs") / "cluster"
+    file = folder / f"{preset}.yaml"
+    if not file.is_file():
+        known = sorted(one.name[:-5] for one in folder.iterdir() if one.name.endswith(".yaml"))
+        raise Refused(f"cluster={preset}: there is no such preset", f"use {', '.join(known)}")
+    values = yaml.safe_load(file.read_text())
+    links = [LinkConfig(**one) for one in values.pop("links", [])]
+    reached = EfficiencyConfig(**values.pop("efficiency", {}))
+    return ClusterConfig(**values, links=links, efficiency=reached)
+
+
+def machine_of(cluster: ClusterConfig) -> Machine:
+    """The figures of a cluster preset.
+
+    Raises:
+        Refused: the preset lacks one that is needed.
+    """
+
+    def needed(name: str) -> float:
+        value: Optional[float] = getattr(cluster, name)
+        if value is None:
+            raise Refused(
+                f"cluster.{name} is not known of cluster={cluster.name}",
+                f"set cluster.{name}=..., or run `loopmoe bench ops` on the machine",
+            )
+        return value
+
+    reached = cluster.efficiency
+    bf16, fp32 = needed("peak_tflops_bf16"), needed("peak_tflops_fp32")
+    fp8 = cluster.peak_tflops_fp8 or bf16
+    fp4 = cluster.peak_tflops_fp4 or fp8
+    peak = {"fp32": fp32, "bf16": bf16, "fp8": fp8, "fp4": fp4}
+    share = {
+        "fp32": reached.matmul, "bf16": reached.matmul, "fp8": reached.matmul_fp8,
+        "fp4": reached.matmul_fp4,
+    }  # fmt: skip
+    if not cluster.links:
+        raise Refused(
+            f"cluster={cluster.name} has no cluster.links",
+            "describe them as configs/cluster/ascend_a2.yaml does",
+        )
+    return Machine(
+        name=cluster.name,
+        matmul={kind: 1e12 * peak[kind] * share[kind] for kind in peak},
+        peak={kind: 1e12 * value for kind, value in peak.items()},
+        grouped=reached.grouped,
+        attention=1e12 * bf16 * reached.attention,
+        attention_backward=1e12 * bf16 * reached.attention_backward,
+        cores=cluster.cores,
+        memory=GIB * needed("memory_gib"),
+        bandwidth=1e9 * needed("memory_gbytes_per_s") * reached.memory,
+        host=1e9 * cluster.host_gbytes_per_s * reached.link,
+        grouped_loop=reached.grouped_loop,
+        launch=1e-6 * reached.launch_us,
+        host_launch=1e-6 * reached.host_us,
+        links=tuple(
+            Link(
+                one.name, one.devices, 1e9 * one.gbytes_per_s * reached.link,
+                1e-6 * one.latency_us, one.mesh,
+            )
+            for one in cluster.links
+        ),
+        node=cluster.devices_per_node,
+        software=cluster.software,
+    )  # fmt: skip
