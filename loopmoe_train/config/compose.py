@@ -42,15 +42,18 @@ _LISTS = (
 )  # fmt: skip
 
 
-def compose(overrides: Sequence[str]) -> RunConfig:
+def compose(overrides: Sequence[str], layout: bool = True) -> RunConfig:
     """Compose ``configs/train.yaml`` with Hydra ``overrides`` and check it.
+
+    Args:
+        layout: check the layout as well; without it is still to be found.
 
     Raises:
         Refused: an override that names nothing, a value of the wrong type, or a
             combination that cannot run; one line with the nearest valid names.
     """
     config: RunConfig = _composed("train", "run_schema", RunConfig, overrides)
-    check(config)
+    check(config, layout)
     return config
 
 

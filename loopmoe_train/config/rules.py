@@ -266,10 +266,16 @@ RULES: Sequence[Callable[[RunConfig], Problems]] = (
 )  # fmt: skip
 
 
-def problems(config: RunConfig) -> List[str]:
-    """Every rule's complaints, first things first."""
+# Those that say something of a layout: left out where one is still to be found.
+OF_LAYOUT = (*parallel_rules.RULES, _batch)
+
+
+def problems(config: RunConfig, layout: bool = True) -> List[str]:
+    """Every rule's complaints, first things first; without ``layout``: but for its layout."""
     found: List[str] = []
     for rule in RULES:
+        if not layout and rule in OF_LAYOUT:
+            continue
         # A rule may divide by a size that an earlier one has just refused.
         if found and rule in (*model_rules.RULES, *parallel_rules.RULES, _batch):
             break
@@ -277,12 +283,12 @@ def problems(config: RunConfig) -> List[str]:
     return found
 
 
-def check(config: RunConfig) -> None:
-    """Raise when a run cannot work.
+def check(config: RunConfig, layout: bool = True) -> None:
+    """Raise when a run cannot work; without ``layout``: in any layout.
 
     Raises:
         Refused: all problems in one line, separated by semicolons.
     """
-    found = problems(config)
+    found = problems(config, layout)
     if found:
         raise Refused("; ".join(found))

@@ -183,6 +183,7 @@ class ClusterConfig:
     cores: int = 1  # that share a matrix product (multiprocessors, cube cores)
     devices_per_node: int = 8
     memory_gib: Optional[float] = None  # of one device
+    reserved_gib: float = 2.5  # of it, for communicators' buffers and the runtime
     memory_gbytes_per_s: Optional[float] = None
     host_gbytes_per_s: float = 20.0  # to the host's memory and back, of one device
     links: List[LinkConfig] = field(default_factory=list)

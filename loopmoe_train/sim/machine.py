@@ -42,6 +42,7 @@ class Machine:
         fp32_matmul: rate of products in fp32, as of the router.
         memory: bytes of a device.
         bandwidth: of its memory, as reached.
+        reserved: of the memory, for communicators' buffers and the runtime.
         host: bandwidth to the host's memory.
         launch: between two operators on the device.
         host_launch: that the host needs to start an operator.
@@ -62,6 +63,7 @@ class Machine:
     host_launch: float
     links: Tuple[Link, ...]
     node: int
+    reserved: float
     software: str = ""
 
 
@@ -136,5 +138,6 @@ def machine_of(cluster: ClusterConfig) -> Machine:
             for one in cluster.links
         ),
         node=cluster.devices_per_node,
+        reserved=GIB * cluster.reserved_gib,
         software=cluster.software,
     )  # fmt: skip

@@ -8,11 +8,11 @@ every iteration. Formulas of kept tensors: arXiv 2205.05198.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import List
+from functools import lru_cache
+from typing import List, Tuple
 
-from loopmoe_train.sim.shape import Layer
 from loopmoe_train.sim.stage import Stages, Weights
-from loopmoe_train.spec.schedule import peak, table
+from loopmoe_train.spec.schedule import table
 
 
 @dataclass(frozen=True)
@@ -48,106 +48,155 @@ class Held:
 
 def held(stages: Stages) -> List[Held]:
     """Of every stage."""
-    workload = stages.workload
-    micro = min(workload.micro_batches, 4 * workload.stages)
-    if workload.chunks > 1:
-        micro = max(workload.stages, micro // workload.stages * workload.stages)
-    schedule = table(workload.stages, micro, workload.chunks)
-    return [_stage(stages, stage, schedule[stage]) for stage in range(workload.stages)]
+    return [_stage(stages, stage) for stage in range(stages.workload.stages)]
 
 
-def _stage(stages: Stages, stage: int, actions: list) -> Held:  # type: ignore[type-arg]
-    workload, grid = stages.workload, stages.workload.grid
-    own = stages.weights(stage)
-    element = 4 if workload.precision == "fp32" else 2
-    weights = element * own.total
-    gradients = workload.gradient * own.total
-    states = workload.states * own.total
-    if workload.sharding != "none":
-        # as distributed optimizer: dense over data x context ranks, experts over theirs
-        states = workload.states * (
-            own.dense / (grid.data * grid.context) + own.experts / grid.expert_data
-        )
-        if workload.memory.reuse_fp32:
-            states -= 2 * (own.dense / (grid.data * grid.context) + own.experts / grid.expert_data)
-    elif workload.memory.reuse_fp32:
-        states -= 2 * own.total
-    if workload.sharding == "full":
-        ranks = grid.data * grid.context
-        weights, gradients = weights / ranks, gradients / ranks
-        largest = max(
-            (layer.dense_parameters(workload.shape.hidden) + layer.expert_parameters(
-                workload.shape.hidden)) / grid.tensor for layer in workload.shape.layers
-        )  # fmt: skip
-        weights += 2 * element * largest
-        gradients += element * largest
-    moments = _moments(stages, own)
-    if "optimizer" in workload.memory.swap:
-        states = moments = 0.0
-    kept = [chunk_bytes(stages, stage, chunk) for chunk in range(workload.chunks)]
-    logits = 0.0
-    if stage == workload.stages - 1:
-        logits = sum(o.keeps for o in stages.rank.head()[1:])
-    return Held(
-        weights, gradients, states, moments, peak(actions, kept), _transient(stages, stage), logits
+def peak(stages: Stages) -> float:
+    """Bytes on the fullest rank of all."""
+    return max(one.total for one in held(stages))
+
+
+def fits(stages: Stages, room: float) -> bool:
+    """Whether no rank needs more than ``room`` bytes. The ends are looked at first."""
+    count = stages.workload.stages
+    return all(
+        _stage(stages, stage).total <= room for stage in (0, count - 1, *range(1, count - 1))
     )
 
 
-def _moments(stages: Stages, own: Weights) -> float:
-    """Both moments of Adam in fp32."""
-    grid = stages.workload.grid
-    if stages.workload.sharding == "none":
-        return 8 * own.total
-    return 8 * (own.dense / (grid.data * grid.context) + own.experts / grid.expert_data)
+def always(stages: Stages, stage: int) -> float:
+    """Bytes of a stage's weights, gradients and states, whatever is recomputed."""
+    return sum(_model(stages, stages.weights(stage))[:3])
+
+
+@lru_cache(maxsize=1024)
+def _fullest(stages: int, micro_batches: int, chunks: int) -> List[List[Tuple[int, ...]]]:
+    """Of every stage the moments at which it may keep most: passes in flight of each chunk.
+
+    Moments that keep no more of any chunk than another one are left out.
+    """
+    found = []
+    for actions in table(stages, micro_batches, chunks):
+        counts, moments = [0] * chunks, set()
+        for action in actions:
+            counts[action.chunk] += 1 if action.kind == "F" else -1
+            moments.add(tuple(counts))
+        found.append(
+            [
+                one for one in moments
+                if not any(
+                    other != one and all(a >= b for a, b in zip(other, one)) for other in moments
+                )
+            ]
+        )  # fmt: skip
+    return found
+
+
+def _stage(stages: Stages, stage: int) -> Held:
+    workload = stages.workload
+    own = stages.weights(stage)
+    weights, gradients, states, moments = _model(stages, own)
+    # After a few rounds nothing new comes.
+    micro = min(workload.micro_batches, 4 * workload.stages)
+    if workload.chunks > 1:
+        micro = max(workload.stages, micro // workload.stages * workload.stages)
+    kept = [chunk_bytes(stages, stage, chunk) for chunk in range(workload.chunks)]
+    activations = max(
+        sum(count * size for count, size in zip(counts, kept))
+        for counts in _fullest(workload.stages, micro, workload.chunks)[stage]
+    )
+    logits = 0.0
+    if stage == workload.stages - 1:
+        logits = sum(o.keeps for o in stages.head()[1:])
+    return Held(weights, gradients, states, moments, activations, _transient(stages, stage), logits)
+
+
+def _model(stages: Stages, own: Weights) -> Tuple[float, float, float, float]:
+    """Bytes of weights, gradients, states, and of the moments among the states."""
+    workload, grid = stages.workload, stages.workload.grid
+    element = 4 if workload.precision == "fp32" else 2
+    weights, gradients = element * own.total, workload.gradient * own.total
+    # A distributed optimizer: dense over data x context ranks, experts over theirs.
+    spread = own.total
+    if workload.sharding != "none":
+        spread = own.dense / (grid.data * grid.context) + own.experts / grid.expert_data
+    states, moments = workload.states * spread, 8 * spread
+    if workload.memory.reuse_fp32:
+        states -= 2 * spread
+    if workload.sharding == "full":
+        ranks = grid.data * grid.context
+        weights, gradients = weights / ranks, gradients / ranks
+        largest = (
+            max(
+                layer.dense_parameters(workload.shape.hidden)
+                + layer.expert_parameters(workload.shape.hidden)
+                for layer in workload.shape.layers
+            )
+            / grid.tensor
+        )
+        weights += 2 * element * largest
+        gradients += element * largest
+    if "optimizer" in workload.memory.swap:
+        states = moments = 0.0
+    return weights, gradients, states, moments
 
 
 def chunk_bytes(stages: Stages, stage: int, chunk: int) -> float:
     """Bytes that one micro-batch keeps in a chunk between forward and backward."""
-    full = stages.workload.memory.full
     total = 0.0
-    for place, layer in enumerate(stages.layers(stage, chunk)):
-        total += layer_bytes(stages, layer, full is not None and place < full)
+    for kind, again, count in stages.counted(stage, chunk):
+        total += count * layer_bytes(stages, kind, again)
     if stages.is_last(stage, chunk):
-        last = stages.workload.shape.layers[-1]
-        for _ in range(stages.workload.shape.mtp):
-            total += layer_bytes(stages, last, full is not None)
-            total += sum(o.keeps for o in stages.rank.prediction(last)[:2])
-            total += sum(o.keeps for o in stages.rank.head())
-        total += sum(o.keeps for o in stages.rank.head())
+        depths = stages.workload.shape.mtp
+        if depths:
+            full = stages.workload.memory.full is not None
+            total += depths * layer_bytes(stages, stages.placed.last, full)
+            total += depths * sum(o.keeps for o in stages.joint())
+        total += (1 + depths) * sum(o.keeps for o in stages.head())
     return total
 
 
-def layer_bytes(stages: Stages, layer: Layer, again: bool) -> float:
-    """Bytes that one visit keeps."""
-    rank = stages.rank
+def layer_bytes(stages: Stages, kind: int, again: bool) -> float:
+    """Bytes that one visit keeps; ``again``: it is recomputed whole."""
+    key = (kind, again)
+    if key not in stages.kept:
+        stages.kept[key] = _visit_bytes(stages, kind, again)
+    return stages.kept[key]
+
+
+def _visit_bytes(stages: Stages, kind: int, again: bool) -> float:
+    rank, memory = stages.rank, stages.workload.memory
     if again:
         return rank.between * rank.hidden * rank.element
-    modules = stages.workload.memory.modules
-    kept = sum(o.keeps for o in stages.operators(layer) if not o.recomputed(modules))
-    if "attention" in stages.workload.memory.swap:
-        core = [o for o in stages.operators(layer) if o.name in ("attention", "qkv")]
-        kept -= sum(o.keeps for o in core if not o.recomputed(modules))
-    return kept
+    kept = [o for o in stages.operators(kind) if not o.recomputed(memory.modules)]
+    if "attention" in memory.swap:
+        kept = [o for o in kept if o.name not in ("attention", "qkv")]
+    return sum(o.keeps for o in kept)
 
 
 def _transient(stages: Stages, stage: int) -> float:
     """The most that backward of one visit, or the loss, needs beside what is kept."""
     workload, rank = stages.workload, stages.rank
-    need = 0.0
-    layers = {layer for chunk in range(workload.chunks) for layer in stages.layers(stage, chunk)}
-    full = workload.memory.full
-    for layer in layers:
-        operators = stages.operators(layer)
-        largest = max(o.keeps for o in operators)
-        if not workload.fused_gradient:
-            largest += 4 * max(o.weights for o in operators)
-        again = 0.0
-        if full:
-            again = sum(o.keeps for o in operators)
-        else:
-            again = sum(o.keeps for o in operators if o.recomputed(workload.memory.modules))
-        need = max(need, again + largest)
+    need = max(
+        (
+            _visit_needs(stages, kind)
+            for chunk in range(workload.chunks)
+            for kind, _, _ in stages.counted(stage, chunk)
+        ),
+        default=0.0,
+    )
     if stage == workload.stages - 1:
         # the gradient of the logits beside them
         need = max(need, rank.rows * workload.shape.vocab / rank.tp * rank.element)
     return need
+
+
+def _visit_needs(stages: Stages, kind: int) -> float:
+    if kind not in stages.needed:
+        memory, operators = stages.workload.memory, stages.operators(kind)
+        largest = max(o.keeps for o in operators)
+        if not stages.workload.fused_gradient:
+            largest += 4 * max(o.weights for o in operators)
+        again = [o for o in operators if memory.full or o.recomputed(memory.modules)]
+        stages.needed[kind] = largest + sum(o.keeps for o in again)
+    return stages.needed[kind]

@@ -269,13 +269,11 @@ class Rank:
                         logits * extra, 6),
         ]  # fmt: skip
 
-    def prediction(self, layer: Layer) -> List[Operator]:
-        """One depth of multi-token prediction: both norms, the joint, a layer and a head."""
+    def joint(self) -> List[Operator]:
+        """Of one depth of multi-token prediction: the norms of its two inputs, their product."""
         t, h = self.between, self.hidden
         state = t * h * self.element
         return [
             self.vector("norm", "norm", 4 * state, 6 * state, 2 * state, 2),
             self.product("join", "", t, 2 * h, h, 2 * state),
-            *self.visit(layer),
-            *self.head(),
         ]

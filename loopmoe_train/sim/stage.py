@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from loopmoe_train.sim.communication import Network
 from loopmoe_train.sim.machine import Machine
@@ -44,6 +45,12 @@ class Pass:
     def total(self) -> float:
         return self.arithmetic + self.tensor + self.context + self.experts
 
+    def __mul__(self, times: int) -> Pass:
+        return Pass(
+            self.arithmetic * times, self.tensor * times, self.context * times,
+            self.experts * times, self.recompute * times,
+        )  # fmt: skip
+
     def __add__(self, other: Pass) -> Pass:
         return Pass(
             self.arithmetic + other.arithmetic, self.tensor + other.tensor,
@@ -52,26 +59,76 @@ class Pass:
         )  # fmt: skip
 
 
+Passes = Dict[Tuple[int, int], Tuple[Pass, Pass]]  # of (stage, chunk): forward, backward
+
+
+class Placed:
+    """Which kinds of layers stand where; equal layers are one kind. It does not depend on how
+    they are cut, so that layouts can share it."""
+
+    def __init__(self, workload: Workload) -> None:
+        shape, self.stages = workload.shape, workload.stages
+        numbers: Dict[Layer, int] = {}
+        kind_of = [numbers.setdefault(layer, len(numbers)) for layer in shape.layers]
+        self.kinds: Tuple[Layer, ...] = tuple(numbers)
+        self.last = kind_of[-1]
+        self.slots = [[kind_of[shape.order[visit]] for visit in slot] for slot in workload.slots]
+        self.owned: List[Dict[int, int]] = []
+        for stage in range(self.stages):
+            layers = {shape.order[v] for slot in workload.slots[stage :: self.stages] for v in slot}
+            self.owned.append(Counter(kind_of[layer] for layer in layers))
+        self._counted: Dict[Tuple[int, Optional[int]], List[Tuple[int, bool, int]]] = {}
+
+    def counted(self, slot: int, full: Optional[int]) -> List[Tuple[int, bool, int]]:
+        """Equal visits of a slot together: kind, whether it is recomputed whole, how many."""
+        key = (slot, full)
+        if key not in self._counted:
+            found = Counter(
+                (kind, full is not None and place < full)
+                for place, kind in enumerate(self.slots[slot])
+            )
+            self._counted[key] = [(*one, count) for one, count in found.items()]
+        return self._counted[key]
+
+
 class Stages:
     """All stages of a workload on a machine; equal layers are looked at once."""
 
-    def __init__(self, workload: Workload, machine: Machine) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        machine: Machine,
+        like: Optional[Stages] = None,
+        placed: Optional[Placed] = None,
+    ) -> None:
+        """What is known of other layouts can be taken over.
+
+        Args:
+            like: stages that differ at most in the pipeline and the data-parallel sizes.
+            placed: of the same shape and slots.
+        """
         self.workload, self.machine = workload, machine
+        self.placed = placed or Placed(workload)
         self.rank = Rank(workload, machine)
         self.network = Network(self.rank, machine)
-        self._visits: Dict[Tuple[Layer, bool], Tuple[Pass, Pass]] = {}
-        self._operators: Dict[Layer, List[Operator]] = {}
+        self._visits: Dict[Tuple[int, bool], Tuple[Pass, Pass]] = {}
+        self._operators: Dict[int, List[Operator]] = {}
+        self._parameters: Dict[int, Weights] = {}
+        self._ends: Dict[str, List[Operator]] = {}
+        self.kept: Dict[Tuple[int, bool], float] = {}  # memory's figures of a visit
+        self.needed: Dict[int, float] = {}
+        if like is not None:
+            self._visits, self._operators = like._visits, like._operators
+            self._parameters, self._ends = like._parameters, like._ends
+            self.kept, self.needed = like.kept, like.needed
 
     # -- what is where ---------------------------------------------------------------------
     def slot(self, stage: int, chunk: int) -> int:
         return chunk * self.workload.stages + stage
 
-    def layers(self, stage: int, chunk: int) -> List[Layer]:
-        shape = self.workload.shape
-        return [
-            shape.layers[shape.order[visit]]
-            for visit in self.workload.slots[self.slot(stage, chunk)]
-        ]
+    def counted(self, stage: int, chunk: int) -> List[Tuple[int, bool, int]]:
+        """Equal visits of a chunk: kind, whether it is recomputed whole, how many."""
+        return self.placed.counted(self.slot(stage, chunk), self.workload.memory.full)
 
     def is_first(self, stage: int, chunk: int) -> bool:
         return self.slot(stage, chunk) == 0
@@ -81,84 +138,100 @@ class Stages:
 
     def weights(self, stage: int) -> Weights:
         """Parameters that one rank of this stage owns; looped layers once."""
-        shape, grid = self.workload.shape, self.workload.grid
-        owned = {
-            shape.order[visit]
-            for chunk in range(self.workload.chunks)
-            for visit in self.workload.slots[self.slot(stage, chunk)]
-        }
+        shape, tensor = self.workload.shape, self.workload.grid.tensor
         dense = experts = 0.0
-        held = [shape.layers[index] for index in owned]
-        table = shape.vocab * shape.hidden / grid.tensor
-        last = stage == self.workload.stages - 1
-        if last:
-            held += [shape.layers[-1]] * shape.mtp
-            dense += shape.hidden + shape.mtp * (2 * shape.hidden**2 / grid.tensor)
-            if not shape.tied or self.workload.stages > 1:
-                dense += table
-            if shape.mtp and self.workload.stages > 1:
-                dense += table  # multi-token prediction looks its inputs up itself
+        for kind, count in self.placed.owned[stage].items():
+            own = self._layer_weights(kind)
+            dense, experts = dense + count * own.dense, experts + count * own.experts
+        table = shape.vocab * shape.hidden / tensor
+        alone = self.workload.stages == 1
         if stage == 0:
             dense += table
-        for layer in held:
-            dense += layer.dense_parameters(shape.hidden) / grid.tensor
-            if layer.attention.q_rank is not None and layer.attention.kv_rank is not None:
-                # down-projections are whole on every rank
-                down = shape.hidden * (
-                    layer.attention.q_rank + layer.attention.kv_rank + layer.attention.rope_dim
-                )
-                dense += down * (1 - 1 / grid.tensor)
-            experts += layer.expert_parameters(shape.hidden) / grid.expert / grid.expert_tensor
+        if stage == self.workload.stages - 1:
+            own = self._layer_weights(self.placed.last)
+            dense += shape.hidden + shape.mtp * (own.dense + 2 * shape.hidden**2 / tensor)
+            experts += shape.mtp * own.experts
+            dense += 0 if shape.tied and alone else table
+            # multi-token prediction looks its inputs up itself
+            dense += table if shape.mtp and not alone else 0
         return Weights(dense, experts)
 
+    def _layer_weights(self, kind: int) -> Weights:
+        if kind not in self._parameters:
+            layer, grid = self.placed.kinds[kind], self.workload.grid
+            hidden, attention = self.workload.shape.hidden, layer.attention
+            dense = layer.dense_parameters(hidden) / grid.tensor
+            if attention.q_rank is not None and attention.kv_rank is not None:
+                # down-projections are whole on every rank
+                width = attention.q_rank + attention.kv_rank + attention.rope_dim
+                dense += hidden * width * (1 - 1 / grid.tensor)
+            experts = layer.expert_parameters(hidden) / (grid.expert * grid.expert_tensor)
+            self._parameters[kind] = Weights(dense, experts)
+        return self._parameters[kind]
+
     # -- times -----------------------------------------------------------------------------
-    def operators(self, layer: Layer) -> List[Operator]:
-        if layer not in self._operators:
-            self._operators[layer] = self.rank.visit(layer)
-        return self._operators[layer]
+    def operators(self, kind: int) -> List[Operator]:
+        """Of one visit of a layer of this kind."""
+        if kind not in self._operators:
+            self._operators[kind] = self.rank.visit(self.placed.kinds[kind])
+        return self._operators[kind]
+
+    def head(self) -> List[Operator]:
+        """Behind the last visit."""
+        if "head" not in self._ends:
+            self._ends["head"] = self.rank.head()
+        return self._ends["head"]
+
+    def joint(self) -> List[Operator]:
+        """What one depth of multi-token prediction has beside its layer and its head."""
+        if "joint" not in self._ends:
+            self._ends["joint"] = self.rank.joint()
+        return self._ends["joint"]
+
+    def passes(self) -> Passes:
+        """Forward and backward of every (stage, chunk)."""
+        return {
+            (stage, chunk): self.times(stage, chunk)
+            for stage in range(self.workload.stages)
+            for chunk in range(self.workload.chunks)
+        }
 
     def times(self, stage: int, chunk: int) -> Tuple[Pass, Pass]:
         """Forward and backward of one micro-batch through a chunk."""
-        layers = self.layers(stage, chunk)
-        full = self.workload.memory.full
         forward = backward = Pass(0.0)
-        for place, layer in enumerate(layers):
-            one, two = self._visit(layer, full is not None and place < full)
-            forward, backward = forward + one, backward + two
+        for kind, again, count in self.counted(stage, chunk):
+            one, two = self._visit(kind, again)
+            forward, backward = forward + one * count, backward + two * count
         ends: List[Operator] = []
         if self.is_first(stage, chunk):
             ends += self.rank.embedding()
         if self.is_last(stage, chunk):
-            ends += self.rank.head()
-            for _ in range(self.workload.shape.mtp):
-                last = self.workload.shape.layers[-1]
-                ends += self.rank.prediction(last)[:2]
-                ends += self.rank.head()
-                one, two = self._visit(last, full is not None)
-                forward, backward = forward + one, backward + two
-        return forward + self._forward(ends), backward + self._backward(ends, ())
+            depths = self.workload.shape.mtp
+            ends += self.head() * (1 + depths) + self.joint() * depths
+            one, two = self._visit(self.placed.last, self.workload.memory.full is not None)
+            forward, backward = forward + one * depths, backward + two * depths
+        if ends:
+            forward, backward = forward + self._forward(ends), backward + self._backward(ends, ())
+        return forward, backward
 
-    def _visit(self, layer: Layer, again: bool) -> Tuple[Pass, Pass]:
-        key = (layer, again)
+    def _visit(self, kind: int, again: bool) -> Tuple[Pass, Pass]:
+        key = (kind, again)
         if key not in self._visits:
-            operators = self.operators(layer)
+            layer, operators = self.placed.kinds[kind], self.operators(kind)
             modules = self.workload.memory.modules
             repeated = operators if again else [o for o in operators if o.recomputed(modules)]
             core = sum(o.forward for o in operators if o.name == "attention")
             core_back = sum(o.dgrad for o in operators if o.name == "attention")
             ahead = self.network.forward(layer, core)
             behind = self.network.backward(layer, core_back)
-            forward = self._forward(operators) + Pass(
-                0.0, ahead.tensor, ahead.context, ahead.experts
-            )
-            backward = self._backward(operators, repeated) + Pass(
-                0.0, behind.tensor, behind.context, behind.experts
-            )
+            sent = Pass(0.0, ahead.tensor, ahead.context, ahead.experts)
+            forward = self._forward(operators) + sent
+            backward = self._backward(operators, repeated)
+            backward += Pass(0.0, behind.tensor, behind.context, behind.experts)
             if again:
-                # the collectives of the forward run again too
-                backward = backward + Pass(0.0, ahead.tensor, ahead.context, ahead.experts)
+                backward += sent  # the collectives of the forward run again too
             elif "moe" in modules:
-                backward = backward + Pass(0.0, 0.0, 0.0, ahead.experts)
+                backward += Pass(0.0, experts=ahead.experts)
             self._visits[key] = (forward, backward)
         return self._visits[key]
 

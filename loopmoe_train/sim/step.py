@@ -7,7 +7,7 @@ from typing import Dict, List, Tuple
 
 from loopmoe_train.sim import collectives, memory
 from loopmoe_train.sim.machine import GIB, Machine
-from loopmoe_train.sim.stage import Pass, Stages
+from loopmoe_train.sim.stage import Pass, Passes, Stages
 from loopmoe_train.sim.workload import Workload
 from loopmoe_train.spec.replay import Timeline, replay
 from loopmoe_train.spec.schedule import table
@@ -46,11 +46,12 @@ class Estimate:
 def estimate(workload: Workload, machine: Machine) -> Estimate:
     """Simulate one step of ``workload`` on ``machine``."""
     stages = Stages(workload, machine)
-    passes = {
-        (stage, chunk): stages.times(stage, chunk)
-        for stage in range(workload.stages)
-        for chunk in range(workload.chunks)
-    }
+    return estimate_of(stages, stages.passes())
+
+
+def estimate_of(stages: Stages, passes: Passes) -> Estimate:
+    """As :func:`estimate`, of passes that are known already."""
+    workload = stages.workload
     if workload.sharding == "full":
         passes = {place: _behind_gathers(stages, place, two) for place, two in passes.items()}
     transfer = stages.network.to_next_stage()
@@ -67,20 +68,28 @@ def estimate(workload: Workload, machine: Machine) -> Estimate:
 def timeline(workload: Workload, machine: Machine, micro_batches: int = 0) -> Timeline:
     """The pipeline's forwards and backwards in seconds, for pictures."""
     stages = Stages(workload, machine)
-    passes = {
-        (stage, chunk): stages.times(stage, chunk)
-        for stage in range(workload.stages)
-        for chunk in range(workload.chunks)
-    }
     return _replay(
-        workload, passes, stages.network.to_next_stage(), micro_batches or workload.micro_batches
+        workload,
+        stages.passes(),
+        stages.network.to_next_stage(),
+        micro_batches or workload.micro_batches,
     )
 
 
-_Passes = Dict[Tuple[int, int], Tuple[Pass, Pass]]
+def lower_bound(stages: Stages, passes: Passes) -> float:
+    """Seconds that a step takes at least: the busiest stage without waiting."""
+    workload = stages.workload
+    busy = max(
+        sum(one.total for chunk in range(workload.chunks) for one in passes[stage, chunk])
+        for stage in range(workload.stages)
+    )
+    first = sum(passes[0, chunk][0].total for chunk in range(1))
+    fill = (workload.stages - 1) * first
+    optimizer = max(_optimizer(stages, stage) for stage in {0, workload.stages - 1})
+    return workload.micro_batches * busy + fill + optimizer + _STEP_S
 
 
-def _replay(workload: Workload, passes: _Passes, transfer: float, micro: int) -> Timeline:
+def _replay(workload: Workload, passes: Passes, transfer: float, micro: int) -> Timeline:
     seconds = {place: (one.total, two.total) for place, (one, two) in passes.items()}
     # Without overlap the sender waits as well.
     own = 0.0 if workload.overlap.pipeline else transfer
@@ -92,7 +101,7 @@ def _replay(workload: Workload, passes: _Passes, transfer: float, micro: int) ->
     )
 
 
-def _pipeline(workload: Workload, passes: _Passes, transfer: float) -> Tuple[float, float, int]:
+def _pipeline(workload: Workload, passes: Passes, transfer: float) -> Tuple[float, float, int]:
     """Seconds from the first forward to the last backward, idle share, busiest stage.
 
     A schedule repeats itself after a few rounds, so that of a long one only the beginning is
@@ -118,7 +127,7 @@ def _pipeline(workload: Workload, passes: _Passes, transfer: float) -> Tuple[flo
     return span, 1 - sum(busy) / (p * span), slowest
 
 
-def _parts(workload: Workload, passes: _Passes, stage: int) -> Dict[str, float]:
+def _parts(workload: Workload, passes: Passes, stage: int) -> Dict[str, float]:
     micro = workload.micro_batches
     whole = Pass(0.0)
     for chunk in range(workload.chunks):
@@ -151,7 +160,7 @@ def _behind_gathers(
     return behind(forward, gathering), behind(backward, gathering + scattering)
 
 
-def _data_parallel(stages: Stages, stage: int, passes: _Passes) -> float:
+def _data_parallel(stages: Stages, stage: int, passes: Passes) -> float:
     """Reducing gradients and gathering weights, as far as nothing hides it."""
     workload, machine, groups = stages.workload, stages.machine, stages.network.groups
     if workload.sharding == "full":

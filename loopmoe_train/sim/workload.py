@@ -105,6 +105,12 @@ class Workload:
         return len(self.slots) // self.grid.pipeline
 
     @property
+    def iterations(self) -> int:
+        """How often the loop body comes, 1 without one: the chunks that it makes on a pipeline."""
+        order = self.shape.order
+        return max(order.count(layer) for layer in set(order))
+
+    @property
     def micro_batches(self) -> int:
         return max(1, self.global_batch // (self.micro_batch * self.grid.data))
 

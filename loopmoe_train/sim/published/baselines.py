@@ -26,15 +26,13 @@ def closed_form(work: Workload, machine: Machine) -> float:
     """As MindSpeed's auto_settings: (operators + communication) / (1 - bubble) + data parallel,
     every layer alike and nothing hidden."""
     stages = Stages(work, machine)
-    shape = work.shape
     per_visit = 0.0
-    for index in shape.order:
-        layer = shape.layers[index]
-        operators = stages.operators(layer)
+    for kind in (kind for slot in stages.placed.slots for kind in slot):
+        layer, operators = stages.placed.kinds[kind], stages.operators(kind)
         per_visit += sum(o.forward + o.dgrad + o.wgrad for o in operators)
         per_visit += stages.network.forward(layer, 0.0).total
         per_visit += stages.network.backward(layer, 0.0).total
-    per_visit += sum(o.forward + o.dgrad + o.wgrad for o in stages.rank.head())
+    per_visit += sum(o.forward + o.dgrad + o.wgrad for o in stages.head())
     one = per_visit * work.micro_batches / work.stages
     chunks = work.micro_batches * work.chunks
     bubble = (work.stages - 1) / (chunks + work.stages - 1)
