@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused
@@ -29,8 +29,6 @@ def draw(
     """
     from loopmoe_train.config.compose import compose
 
-    if trace_file is not None and Path(trace_file).resolve() == Path(picture).resolve():
-        raise Refused(f"--trace {trace_file}: the same file as --draw", "name another")
     run = compose(settings)
     micro = micro_batches(run, global_batch(run, 0))
     if run.parallel.pipeline_parallel_size * micro > _MOST:
@@ -72,24 +70,51 @@ def _write(
     run: RunConfig, placement: Placement, timeline: Timeline, picture: str,
     trace_file: Optional[str],
 ) -> None:  # fmt: skip
+    title = f"{run.model.name}, {_count(placement)}"
+    # A trace needs seconds: a layer's forward is drawn as a millisecond.
+    write_timeline(
+        timeline, placement.iteration, title, "forwards of one layer of the body", picture,
+        trace_file, seconds_per_unit=1e-3,
+    )  # fmt: skip
+
+
+def write_timeline(
+    timeline: Timeline,
+    iteration_of: Callable[[int, int], Optional[int]],
+    title: str,
+    unit: str,
+    picture: str,
+    trace_file: Optional[str],
+    seconds_per_unit: float,
+) -> None:
+    """Draw a timeline as a .png and, if asked for, as a trace.
+
+    Raises:
+        Refused: not a .png, or a file cannot be written.
+    """
     from loopmoe_train.observe.plots.timeline import plot_timeline
     from loopmoe_train.observe.plots.trace import trace
 
+    if trace_file is not None and Path(trace_file).resolve() == Path(picture).resolve():
+        raise Refused(f"--trace {trace_file}: the same file as --draw", "name another")
     if not picture.endswith(".png"):
         raise Refused(f"--draw {picture}: not a .png", "e.g. --draw schedule.png")
-    title = f"{run.model.name}, {_count(placement)}"
+    written(picture, lambda: plot_timeline(timeline, picture, iteration_of, title, unit))
+    if trace_file is not None:
+        content = json.dumps(trace(timeline, iteration_of, seconds_per_unit=seconds_per_unit))
+        written(trace_file, lambda: write_text(Path(trace_file), content + "\n"))
+
+
+def written(file: str, write: Callable[[], Any]) -> None:
+    """Call ``write``, which writes ``file``.
+
+    Raises:
+        Refused: it cannot be written.
+    """
     try:
-        plot_timeline(
-            timeline, picture, placement.iteration, title, "forwards of one layer of the body"
-        )
-        if trace_file is not None:
-            # A trace needs seconds: a layer's forward is drawn as a millisecond.
-            content = trace(timeline, placement.iteration, seconds_per_unit=1e-3)
-            write_text(Path(trace_file), json.dumps(content) + "\n")
+        write()
     except OSError as error:
-        # Not error.filename: it is written elsewhere first.
-        place = trace_file if trace_file and Path(picture).exists() else picture
-        raise Refused(f"{place}: {error.strerror}", "name another file") from error
+        raise Refused(f"{file}: {error.strerror}", "name another file") from error
 
 
 def _count(placement: Placement) -> str:

@@ -1,4 +1,4 @@
-"""``loopmoe plan``: what a model costs, its looped equal, and how it stands on a pipeline."""
+"""``loopmoe plan``: the best layout, what a model costs, its looped equal, its pipeline."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
+from loopmoe_train.cli import layouts
 from loopmoe_train.cli.arguments import Parser
 from loopmoe_train.cli.drawing import draw
 from loopmoe_train.config.schema import ModelConfig, RunConfig
 from loopmoe_train.errors import Refused
 from loopmoe_train.files import write_text
+from loopmoe_train.sim.search import TECHNIQUES
 from loopmoe_train.spec.balance import Layout, Multiples, Setting, balance
 from loopmoe_train.spec.capacity import (
     UniqueExperts,
@@ -29,7 +31,17 @@ from loopmoe_train.spec.summary import summarize
 OWN_HELP = True  # argparse prints it
 
 _DESCRIPTION = """\
-Parameters and FLOPs of models, the looped model that equals a vanilla one, and the pipeline.
+The fastest layouts of a run on a cluster, simulated: nothing is started and no device is needed.
+
+  loopmoe plan model=loopmoe_9b cluster=ascend_a2 cluster.devices=64 sequence_length=4096 \\
+      global_batch_size=256 precision=bf16
+  loopmoe plan --explain ... parallel.tensor_parallel_size=8 ...
+                                                            one layout, part by part
+  loopmoe plan --script pretrain_model.sh cluster=ascend_a2 the same of a launch script
+
+Settings of the layout (parallel.*, micro_batch_size, memory.*) that are given are kept.
+
+Parameters and FLOPs of models, the looped model that equals a vanilla one, and the pipeline:
 
   loopmoe plan --model-only model=loopmoe_3b,vanilla_3b     a table, one column a model
   loopmoe plan --balance 2/2/2x4 model=vanilla_3b           2 prefix layers, 2 looped 4 times,
@@ -61,24 +73,27 @@ _PARTS = {
 def run(argv: List[str]) -> int:
     """Print the table or the balanced preset; returns the exit code."""
     given = _parser().parse_intermixed_args(argv)
-    if sum(map(bool, (given.balance, given.model_only, given.draw))) > 1:
-        raise Refused("--model-only, --balance and --draw are three reports", "ask for one of them")
+    drawn = given.draw and not given.explain and not given.script
+    if sum(map(bool, (given.balance, given.model_only, drawn, given.explain, given.script))) > 1:
+        raise Refused(
+            "--model-only, --balance, --draw, --explain and --script are different reports",
+            "ask for one of them",
+        )
     if given.trace is not None and given.draw is None:
         raise Refused("--trace is for --draw", "add --draw FILE.png")
+    techniques = [name for word in given.techniques for name in word.split(",") if name]
     unique, assumption = _unique(given)
     if given.balance is not None:
         report, text = _balance(given, argv, unique, assumption)
     elif given.model_only:
         report = _models(_compose_each(given.settings), unique, assumption)
         text = "\n".join(_table(report))
+    elif given.explain:
+        report, text = layouts.explain(given.settings, techniques, given.draw, given.trace)
     elif given.draw is not None:
         report, text = draw(given.settings, given.draw, given.trace)
     else:
-        raise Refused(
-            "no layout is searched yet: say what to report",
-            "loopmoe plan --model-only [model=NAME ...], --balance LAYOUT model=NAME, or "
-            "--draw FILE.png parallel.pipeline_parallel_size=2 ...",
-        )
+        report, text = layouts.report(given.settings, given.top, techniques, given.pareto)
     if given.json is not None:
         try:
             write_text(Path(given.json), json.dumps(report, indent=1) + "\n")
@@ -105,6 +120,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--draw", metavar="FILE.png", help="draw one step of the pipeline that the settings make")
     add("--trace", metavar="FILE.json", help="with --draw: the same for ui.perfetto.dev")
     add("--json", metavar="FILE", help="write the figures there too")
+    layout = parser.add_argument_group("of layouts").add_argument
+    layout("--top", type=int, default=10, metavar="N", help="so many layouts (default %(default)s)")
+    layout("--pareto", metavar="FILE.png", help="draw time against memory of the layouts")
+    layout("--explain", action="store_true", help="time and memory of the layout that is given")
+    layout("--script", metavar="FILE", help="that of a Megatron or MindSpeed launch script")
+    layout("--with", dest="techniques", action="append", default=[], metavar="NAME,...",
+           help="techniques that may be used beyond what the trainer has: "
+           + "; ".join(f"{name}: {words}" for name, words in TECHNIQUES.items()))  # fmt: skip
     overlap = parser.add_argument_group(
         "distinct experts of a token over the iterations (default: independent routing)"
     ).add_mutually_exclusive_group()

@@ -6,6 +6,8 @@ usage: loopmoe train [GROUP=PRESET ...] [setting=value ...]
   loopmoe train model=vanilla_tiny name=twin      its non-looped twin
   loopmoe train experiment=smoke                  a minute, to see that everything works
   loopmoe train data.source=$HOME/texts data.path=datasets/texts name=texts
+  loopmoe train parallel=auto                     the simulator chooses the layout, see
+                                                  `loopmoe plan`
   loopmoe train launcher=torchrun                 or launcher=mpirun; launcher.dry_run=true
                                                   prints the command
   loopmoe train -m model=loopmoe_tiny,vanilla_tiny optim.lr=2e-3,4e-3 name=rates
@@ -27,19 +29,23 @@ import signal
 import time
 from typing import List
 
-from loopmoe_train.errors import Interrupted
+from loopmoe_train.errors import Interrupted, Refused
 
 
 def run(argv: List[str]) -> int:
     """Compose, check, prepare, launch, report; returns the exit code."""
     os.environ["LOOPMOE_STARTED"] = str(time.time())
+    from loopmoe_train.cli.auto import AUTO, compare, resolve
     from loopmoe_train.config.run_file import run_dir
     from loopmoe_train.launcher.supervise import launch, shown
     from loopmoe_train.train.preflight import prepare
 
     words = [word for word in argv if word not in ("-m", "--multirun")]
     if len(words) < len(argv):
+        if AUTO in words:
+            raise Refused(f"{AUTO} is for one run, not for a sweep", "see `loopmoe plan` first")
         return _sweep(words)
+    argv, choice = resolve(argv)
     config, _ = prepare(argv, print)
     if config.launcher.dry_run:
         print(shown(config, argv))
@@ -50,6 +56,8 @@ def run(argv: List[str]) -> int:
 
     try:
         show([run_dir(config)])
+        if choice is not None:
+            compare(choice, run_dir(config))
     except KeyboardInterrupt:
         done = f"it is trained and saved: draw the report with `loopmoe report {run_dir(config)}`"
         raise Interrupted(signal.SIGINT, done) from None

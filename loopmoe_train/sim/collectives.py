@@ -14,6 +14,8 @@ from typing import List, Tuple
 
 from loopmoe_train.sim.machine import Link, Machine
 
+_AT_ONCE = 8  # peers that an all-to-all writes to at a time
+
 
 @dataclass(frozen=True)
 class Group:
@@ -64,7 +66,7 @@ def all_to_all(machine: Machine, group: Group, sent: float) -> float:
         if inside > below:
             part = sent * (inside - below) / group.size
             slowest = max(slowest, part / link.rate_of(inside))
-            delay += link.latency * max(1.0, math.log2(inside / below))
+            delay += link.latency * max(1.0, (inside - below) / _AT_ONCE)
         below = max(below, inside)
     return delay + slowest
 

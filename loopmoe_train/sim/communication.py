@@ -16,7 +16,8 @@ _TENSOR_HIDDEN = 0.7
 
 @dataclass(frozen=True)
 class Exchange:
-    """Seconds that communication adds to one visit; what runs behind arithmetic is not in it."""
+    """Seconds that communication adds to one visit. What a collective's own neighbour hides is
+    not in it; the experts' exchange is whole."""
 
     tensor: float = 0.0
     context: float = 0.0
@@ -134,7 +135,7 @@ class Network:
         return time
 
     def _experts(self, layer: Layer) -> float:
-        return 2 * self.exchange(layer) * (1 - self.workload.overlap.experts)
+        return 2 * self.exchange(layer)
 
     def to_next_stage(self) -> float:
         """Seconds that a micro-batch needs to the next stage."""

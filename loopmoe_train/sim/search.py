@@ -20,7 +20,7 @@ from loopmoe_train.sim.machine import GIB, Machine
 from loopmoe_train.sim.published.validate import MARGIN
 from loopmoe_train.sim.stage import Passes, Placed, Stages
 from loopmoe_train.sim.step import Estimate
-from loopmoe_train.sim.workload import Memory, Overlap, Workload, workload_of
+from loopmoe_train.sim.workload import Memory, Workload, workload_of
 from loopmoe_train.spec.grid import Grid
 from loopmoe_train.spec.placement import placement_of
 
@@ -142,11 +142,8 @@ def search(
     Raises:
         Refused: an unknown technique, or no layout divides.
     """
-    for name in techniques:
-        if name not in TECHNIQUES:
-            raise Refused(f"{name}: an unknown technique", f"use {', '.join(TECHNIQUES)}")
     started = time.perf_counter()
-    space = _Space(run, machine, frozenset(techniques), fixed or {})
+    space = _Space(run, machine, tuple(techniques), fixed or {})
     found = Found()
     waiting: List[Tuple[float, int, Candidate, Stages, Passes]] = []
     for candidate, stages in space.fitting(found):
@@ -223,7 +220,7 @@ class _Space:
     """Candidates of a run, and their workloads with what they share."""
 
     def __init__(
-        self, run: RunConfig, machine: Machine, techniques: FrozenSet[str], fixed: Dict[str, Any]
+        self, run: RunConfig, machine: Machine, techniques: Sequence[str], fixed: Dict[str, Any]
     ) -> None:
         self.run, self.machine, self.techniques, self.fixed = run, machine, techniques, fixed
         alone = copy.deepcopy(run)
@@ -380,14 +377,15 @@ class _Space:
             self.run.cluster.devices, candidate.tensor, candidate.context, candidate.pipeline,
             candidate.expert_tensor, candidate.expert,
         )  # fmt: skip
-        return replace(
-            with_techniques(self.base, self.techniques),
+        work = replace(
+            self.base,
             grid=grid,
             slots=self.slots(candidate.pipeline, candidate.virtual),
             micro_batch=candidate.micro_batch,
             exchange=candidate.exchange,
-            memory=_memory(self.base, candidate.recompute, self.techniques),
+            memory=_memory(self.base, candidate.recompute),
         )
+        return replace(using(work, self.techniques), exchange=candidate.exchange)
 
     def stages(self, candidate: Candidate) -> Stages:
         """As :class:`Stages`, with operators shared among equal cuts."""
@@ -403,24 +401,33 @@ class _Space:
         return own
 
 
-def with_techniques(work: Workload, techniques: FrozenSet[str]) -> Workload:
-    """What of the techniques does not depend on the layout."""
-    overlap: Overlap = work.overlap
+def using(work: Workload, techniques: Sequence[str]) -> Workload:
+    """The workload with techniques of ``TECHNIQUES``, whatever it had before.
+
+    Raises:
+        Refused: an unknown one.
+    """
+    for name in techniques:
+        if name not in TECHNIQUES:
+            raise Refused(f"{name}: an unknown technique", f"use some of {', '.join(TECHNIQUES)}")
+    overlap, kept, exchange = work.overlap, work.memory, work.exchange
     if "expert-overlap" in techniques:
         overlap = replace(overlap, experts=_HIDDEN)
     if "tensor-overlap" in techniques:
         overlap = replace(overlap, tensor=True)
+    if "fine-recompute" in techniques and kept.full is None:
+        kept = replace(kept, modules=kept.modules | {"norm", "act"})
+    if "swap-optimizer" in techniques:
+        kept = replace(kept, swap=kept.swap | {"optimizer"})
+    if work.grid.expert > 1:
+        exchange = next((n for n in ("hierarchical", "deduplicated") if n in techniques), exchange)
     imbalance = 1.0 if "balanced" in techniques else work.imbalance
-    return replace(work, overlap=overlap, imbalance=imbalance)
+    return replace(work, overlap=overlap, memory=kept, exchange=exchange, imbalance=imbalance)
 
 
-def _memory(work: Workload, recompute: str, techniques: FrozenSet[str]) -> Memory:
-    modules = dict(_RECOMPUTE)[recompute]
-    if "fine-recompute" in techniques and recompute != "full":
-        modules |= {"norm", "act"}
-    swap = frozenset({"optimizer"}) if "swap-optimizer" in techniques else frozenset()
+def _memory(work: Workload, recompute: str) -> Memory:
     full = len(work.shape.order) if recompute == "full" else None
-    return Memory(full, modules, swap)
+    return Memory(full, dict(_RECOMPUTE)[recompute])
 
 
 def _setting(name: str) -> str:

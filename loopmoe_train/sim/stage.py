@@ -224,16 +224,23 @@ class Stages:
             core_back = sum(o.dgrad for o in operators if o.name == "attention")
             ahead = self.network.forward(layer, core)
             behind = self.network.backward(layer, core_back)
-            sent = Pass(0.0, ahead.tensor, ahead.context, ahead.experts)
-            forward = self._forward(operators) + sent
-            backward = self._backward(operators, repeated)
-            backward += Pass(0.0, behind.tensor, behind.context, behind.experts)
+            forward, backward = self._forward(operators), self._backward(operators, repeated)
+            sent = Pass(0.0, ahead.tensor, ahead.context, self._shown(ahead.experts, forward))
+            returned = self._shown(behind.experts, backward)
+            forward += sent
+            backward += Pass(0.0, behind.tensor, behind.context, returned)
             if again:
                 backward += sent  # the collectives of the forward run again too
             elif "moe" in modules:
-                backward += Pass(0.0, experts=ahead.experts)
+                backward += Pass(0.0, experts=sent.experts)
             self._visits[key] = (forward, backward)
         return self._visits[key]
+
+    def _shown(self, exchange: float, beside: Pass) -> float:
+        """What of an exchange is left when it runs beside as much arithmetic of another
+        micro-batch."""
+        share = self.workload.overlap.experts
+        return max(exchange * (1 - share), exchange - beside.arithmetic) if share else exchange
 
     def _forward(self, operators: Sequence[Operator]) -> Pass:
         kernels = sum(operator.kernels for operator in operators)

@@ -1,0 +1,86 @@
+"""``parallel=auto``: the simulator chooses the layout before anything is started, and is held
+against what was measured at the end."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import List, Optional, Sequence, Tuple
+
+from loopmoe_train.errors import Refused
+from loopmoe_train.observe.rundata import load_runs
+from loopmoe_train.sim.machine import GIB
+
+AUTO = "parallel=auto"
+_SETTLED = 3  # steps before which caches and allocators still warm up
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen.
+
+    Attributes:
+        settings: as words of a command line.
+        step_s, peak_gib: predicted.
+    """
+
+    settings: List[str]
+    step_s: float
+    peak_gib: float
+
+
+def resolve(words: Sequence[str]) -> Tuple[List[str], Optional[Choice]]:
+    """The command line with ``parallel=auto`` replaced by the layout that is predicted fastest.
+
+    Raises:
+        Refused: no layout fits, or the cluster is not described.
+    """
+    if AUTO not in words:
+        return list(words), None
+    from loopmoe_train.cli.layouts import find
+    from loopmoe_train.sim.search import describe
+
+    others = [word for word in words if word != AUTO]
+    run, machine, found = find(others, 1, ())
+    if not found.best:
+        raise Refused(
+            f"parallel=auto: {run.model.name} fits in no layout on {run.cluster.devices} x "
+            f"{machine.name} ({describe(machine)} may be used)",
+            "more devices, or a smaller model; `loopmoe plan` says what was looked at",
+        )
+    best = found.best[0]
+    settings = ["parallel=data", *best.candidate.overrides()]
+    print(
+        f"parallel=auto: {found.considered} layouts, {found.seconds:.1f} s; chosen: "
+        f"{' '.join(best.candidate.overrides())}"
+    )
+    print(
+        f"predicted: {best.estimate.seconds:.3g} s a step, {best.estimate.peak_gib:.2f} GiB a "
+        "process",
+        flush=True,
+    )
+    memory = best.estimate.peak
+    if run.cluster.device == "cpu":
+        memory += machine.reserved  # what is measured there is all of the process
+    # What the user set himself comes last, as it does in the search.
+    return [*settings, *others], Choice(settings, best.estimate.seconds, memory / GIB)
+
+
+def compare(choice: Choice, folder: Path) -> None:
+    """Print predicted against measured step time and memory of a finished run."""
+    run = load_runs([folder])[0]
+    seconds = run.metrics.train.get("step_s", ())
+    settled = [float(one) for one in seconds[_SETTLED:]]
+    memory = run.summary.get("peak_memory_gib")
+    if not settled:
+        return
+    measured = statistics.median(settled)
+    line = f"predicted {choice.step_s:.3g} s a step, measured {measured:.3g} "
+    line += f"({choice.step_s / measured - 1:+.0%})"
+    if isinstance(memory, (int, float)):
+        line += (
+            f"; predicted {choice.peak_gib:.2f} GiB, measured {memory:.2f} "
+            f"({choice.peak_gib / memory - 1:+.0%})"
+        )
+    print(line, flush=True)

@@ -1,0 +1,270 @@
+"""``loopmoe plan``: the best layouts of a run on its cluster, and one of them explained."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from loopmoe_train.cli.drawing import write_timeline, written
+from loopmoe_train.config.schema import RunConfig
+from loopmoe_train.errors import Refused
+from loopmoe_train.sim import search as searching
+from loopmoe_train.sim.machine import GIB, Machine, machine_of
+from loopmoe_train.sim.memory import Held
+from loopmoe_train.sim.search import Candidate, Found, Scored
+from loopmoe_train.sim.step import Estimate, estimate, timeline
+from loopmoe_train.sim.workload import Workload, workload_of
+from loopmoe_train.spec.placement import placement_of
+
+_MOST_DRAWN = 4  # micro-batches of a stage in a picture: then a schedule repeats itself
+
+# Settings of a layout: what is given on the command line is kept, the rest is searched.
+_LAYOUT = {
+    "parallel.tensor_parallel_size", "parallel.context_parallel_size",
+    "parallel.pipeline_parallel_size", "parallel.virtual_pipeline_size",
+    "parallel.expert_parallel_size", "parallel.expert_tensor_parallel_size", "micro_batch_size",
+    "memory.recompute", "memory.recompute_modules", "model.moe.dispatcher",
+}  # fmt: skip
+
+
+def fixed_settings(run: RunConfig, words: Sequence[str]) -> Dict[str, Any]:
+    """Settings of a layout that the command line names, with the values that they took."""
+    from loopmoe_train.config.rules import get
+
+    named = {word.lstrip("+").partition("=")[0] for word in words}
+    found = {name: get(run, name) for name in sorted(_LAYOUT & named)}
+    if any(word.startswith("memory=") for word in words):
+        found["memory.recompute"] = run.memory.recompute
+        found["memory.recompute_modules"] = run.memory.recompute_modules
+    return found
+
+
+def find(
+    words: Sequence[str], top: int, techniques: Sequence[str]
+) -> Tuple[RunConfig, Machine, Found]:
+    """Search the layouts of the run that ``words`` compose.
+
+    Raises:
+        Refused: the run cannot be, whatever its layout; the cluster is not described.
+    """
+    from loopmoe_train.config.compose import compose
+
+    run = compose(["parallel=data", *words], layout=False)
+    machine = machine_of(run.cluster)
+    found = searching.search(run, machine, top, techniques, fixed_settings(run, words))
+    return run, machine, found
+
+
+# -- the table ---------------------------------------------------------------------------------
+def report(
+    words: Sequence[str], top: int, techniques: Sequence[str], picture: Optional[str]
+) -> Tuple[Dict[str, Any], str]:
+    """The best layouts as figures and as a printed table.
+
+    Raises:
+        Refused: as :func:`find`; no layout fits.
+    """
+    run, machine, found = find(words, top, techniques)
+    if not found.best:
+        raise Refused(
+            f"{run.model.name} fits in no layout on {run.cluster.devices} x {machine.name} "
+            f"({searching.describe(machine)} may be used)",
+            "more devices, a smaller global_batch_size or --with swap-optimizer,fine-recompute",
+        )
+    figures = {
+        "model": run.model.name,
+        "cluster": machine.name,
+        "devices": run.cluster.devices,
+        "considered": found.considered,
+        "simulated": found.simulated,
+        "seconds": found.seconds,
+        "dropped": found.dropped,
+        "layouts": [_figures(one) for one in found.best],
+        "pareto": [_figures(one) for one in found.pareto],
+    }
+    lines = [
+        f"{run.model.name} on {run.cluster.devices} x {machine.name}, sequences of "
+        f"{run.sequence_length}, {run.global_batch_size} a step; "
+        f"{searching.describe(machine)} may be used",
+        "",
+        *_table(found.best),
+        "",
+        f"{found.considered} layouts looked at, {found.simulated} simulated, "
+        f"{found.seconds:.1f} s. Dropped:",
+        *(f"  {count:7} {reason}" for reason, count in found.dropped.items()),
+        "",
+        f"run the first: loopmoe train {' '.join([*words, *found.best[0].candidate.overrides()])}",
+        *_limits(machine),
+    ]
+    if picture is not None:
+        _draw(found, machine, picture, run.model.name)
+        lines.append(f"wrote {picture}")
+    return figures, "\n".join(lines)
+
+
+def _figures(one: Scored) -> Dict[str, Any]:
+    return {
+        **one.candidate.settings(),
+        "exchange": one.candidate.exchange,
+        "step_s": one.estimate.seconds,
+        "tokens_per_s": one.tokens_per_s(),
+        "bubble_share": one.estimate.bubble,
+        "peak_gib": one.estimate.peak_gib,
+        "parts_s": one.estimate.parts,
+    }
+
+
+def _table(best: Sequence[Scored]) -> List[str]:
+    head = ["", "TP", "CP", "PP", "VPP", "EP", "ETP", "DP", "micro", "recompute", "exchange",
+            "step", "tokens/s", "bubble", "memory", "why slower than the first"]  # fmt: skip
+    rows = [head]
+    for number, one in enumerate(best, 1):
+        c, e = one.candidate, one.estimate
+        rows.append(
+            [str(number), *(str(size) for size in (
+                c.tensor, c.context, c.pipeline, c.virtual, c.expert, c.expert_tensor,
+                one.workload.grid.data, c.micro_batch)),
+             c.recompute, c.exchange, f"{e.seconds:.3g} s", _count(one.tokens_per_s()),
+             f"{e.bubble:.1%}", f"{e.peak_gib:.1f} GiB",
+             _why(e, best[0].estimate) if number > 1 else ""]
+        )  # fmt: skip
+    return _aligned(rows)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> List[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(f"{word:<{w}}" for word, w in zip(row, widths)).rstrip() for row in rows]
+
+
+def _why(one: Estimate, best: Estimate) -> str:
+    """The part that costs most more than in the best layout."""
+    more = {part: one.parts.get(part, 0.0) - best.parts.get(part, 0.0) for part in one.parts}
+    part = max(more, key=lambda name: more[name])
+    if more[part] <= 0:
+        return "the same"
+    return f"{part} +{more[part] / best.seconds:.0%}"
+
+
+def _count(value: float) -> str:
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def _limits(machine: Machine) -> List[str]:
+    where = f" (figures of {machine.software})" if machine.software else ""
+    return [
+        f"Rates are those of configs/cluster/{machine.name}.yaml{where}; `loopmoe bench sim` says "
+        "how far such predictions are off."
+    ]
+
+
+def _draw(found: Found, machine: Machine, picture: str, name: str) -> None:
+    from loopmoe_train.observe.plots.pareto import plot_pareto
+
+    def points(some: Sequence[Scored]) -> List[Tuple[float, float, str]]:
+        return [
+            (one.estimate.peak_gib, one.estimate.seconds, _short(one.candidate)) for one in some
+        ]
+
+    if not picture.endswith(".png"):
+        raise Refused(f"--pareto {picture}: not a .png", "e.g. --pareto layouts.png")
+    written(
+        picture,
+        lambda: plot_pareto(
+            points(found.pareto), points(found.best), searching.usable(machine) / GIB, picture, name
+        ),
+    )
+
+
+def _short(c: Candidate) -> str:
+    stages = f" PP{c.pipeline}" + (f"x{c.virtual}" if c.virtual > 1 else "")
+    cuts = f"TP{c.tensor}{stages if c.pipeline > 1 else ''} EP{c.expert}"
+    cuts += f" CP{c.context}" if c.context > 1 else ""
+    return f"{cuts} micro {c.micro_batch}"
+
+
+# -- one layout --------------------------------------------------------------------------------
+def explain(
+    words: Sequence[str],
+    techniques: Sequence[str] = (),
+    picture: Optional[str] = None,
+    trace_file: Optional[str] = None,
+) -> Tuple[Dict[str, Any], str]:
+    """Time and memory of the layout that ``words`` compose, part by part.
+
+    Args:
+        picture: a .png for the simulated timeline; ``trace_file``: for the same as a trace.
+
+    Raises:
+        Refused: the run cannot be, or a file cannot be written.
+    """
+    from loopmoe_train.config.compose import compose
+
+    run = compose(words)
+    machine = machine_of(run.cluster)
+    work = searching.using(workload_of(run), techniques)
+    figures, text = explained(run.model.name, work, machine)
+    if picture is not None:
+        placement = placement_of(run)
+        micro = min(work.micro_batches, _MOST_DRAWN * work.stages)
+        title = f"{run.model.name} on {machine.name}"
+        found = timeline(work, machine, micro)
+        write_timeline(found, placement.iteration, title, "s", picture, trace_file, 1.0)
+        text += f"\nwrote {picture}" + (f" and {trace_file}" if trace_file else "")
+    return figures, text
+
+
+def explained(name: str, work: Workload, machine: Machine) -> Tuple[Dict[str, Any], str]:
+    """As :func:`explain`, of a workload."""
+    found = estimate(work, machine)
+    grid, peak = work.grid, machine.peak[work.precision]
+    flops = work.shape.train_flops(work.sequence) * work.tokens
+    mfu = flops / grid.world / found.seconds / peak
+    rate = work.tokens / found.seconds
+    figures = {
+        "step_s": found.seconds,
+        "tokens_per_s": rate,
+        "mfu": mfu,
+        "bubble_share": found.bubble,
+        "parts_s": found.parts,
+        "memory_bytes": [vars(one) for one in found.memory],
+        "peak_gib": found.peak_gib,
+        "fits": found.peak <= searching.usable(machine),
+    }
+    lines = [
+        f"{name} on {grid.world} x {machine.name}: TP {grid.tensor}, CP {grid.context}, "
+        f"PP {grid.pipeline} x {work.chunks} chunks, DP {grid.data}, EP {grid.expert}, "
+        f"ETP {grid.expert_tensor}; {work.micro_batches} micro-batches of {work.micro_batch} "
+        f"x {work.sequence} tokens",
+        "",
+        f"step {found.seconds:.4g} s, {_count(rate)} tokens/s, {rate / grid.world:.4g} per device, "
+        f"MFU {mfu:.1%} (causal attention, recomputation not counted), bubble {found.bubble:.1%}",
+    ]
+    width = max(len(part) for part in found.parts)
+    lines += [
+        f"  {part:<{width}}  {seconds:9.4f} s  {seconds / found.seconds:6.1%}"
+        for part, seconds in found.parts.items()
+        if abs(seconds) > 5e-5 * found.seconds
+    ]
+    lines += ["", *_stages(found.memory)]
+    verdict = "fits" if figures["fits"] else "DOES NOT FIT"
+    lines += ["", f"{verdict}: {found.peak_gib:.1f} GiB; {searching.describe(machine)} may be used"]
+    return figures, "\n".join([*lines, *_limits(machine)])
+
+
+def _stages(memory: Sequence[Held]) -> List[str]:
+    """Memory per stage; equal neighbours in one line."""
+    parts = ("weights", "gradients", "states", "activations", "transient")
+    rows = [["GiB on a rank of stage", *parts, "in all"]]
+    cells = [
+        [f"{getattr(one, part) / GIB:.2f}" for part in parts] + [f"{one.total / GIB:.2f}"]
+        for one in memory
+    ]
+    first = 0
+    for stage in range(len(cells)):
+        if stage + 1 == len(cells) or cells[stage + 1] != cells[first]:
+            label = str(first) if first == stage else f"{first} to {stage}"
+            rows.append([label, *cells[first]])
+            first = stage + 1
+    return _aligned(rows)
