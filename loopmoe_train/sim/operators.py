@@ -26,6 +26,7 @@ class Operator:
             "" for what is never recomputed alone.
         weights: parameters of its matrices.
         kernels: launches forward; backward takes twice as many.
+        flops: of its matrix products, forward.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Operator:
     keeps: float
     kernels: int = 1
     weights: float = 0.0
+    flops: float = 0.0
 
     def recomputed(self, modules: FrozenSet[str]) -> bool:
         """Whether recomputing these modules runs it again."""
@@ -71,6 +73,7 @@ class Rank:
         return Operator(
             name, part, time(rows, columns, inner), time(rows, inner, columns),
             time(inner, columns, rows), keeps, kernels, inner * columns * groups,
+            2 * rows * inner * columns * groups,
         )  # fmt: skip
 
     def vector(
@@ -134,7 +137,7 @@ class Rank:
             lse = rows * heads * 4
             return Operator(
                 "attention", "core_attn", flops / self.machine.attention,
-                2.5 * flops / self.machine.attention_backward, 0.0, out + lse,
+                2.5 * flops / self.machine.attention_backward, 0.0, out + lse, flops=flops,
             )  # fmt: skip
         # Scores of all pairs are written, masked, normalised, dropped out and read again.
         pairs = rows * w.sequence * heads

@@ -163,7 +163,7 @@ def search(
     found.best = _runnable(run, scored, top, found, not techniques)
     found.pareto = _pareto(scored)
     found.seconds = time.perf_counter() - started
-    if not found.considered:
+    if not found.considered and not found.dropped:
         raise Refused(
             f"no layout divides {run.cluster.devices} devices and global_batch_size="
             f"{run.global_batch_size}",
@@ -229,9 +229,9 @@ class _Space:
         alone.parallel.pipeline_layout = None
         alone.parallel.expert_parallel_size = alone.parallel.expert_tensor_parallel_size = 1
         self.base = workload_of(alone)
-        self._slots: Dict[Tuple[int, int], Any] = {}
+        self._slots: Dict[Tuple[int, int, int], Any] = {}
         self._shared: Dict[Any, Stages] = {}
-        self._placed: Dict[Tuple[int, int], Placed] = {}
+        self._placed: Dict[Tuple[int, int, int], Placed] = {}
 
     # -- axes ------------------------------------------------------------------------------
     def fitting(self, found: Found) -> Iterator[Tuple[Candidate, Stages]]:
@@ -346,14 +346,22 @@ class _Space:
         return pipeline * virtual <= layers
 
     # -- workloads -------------------------------------------------------------------------
-    def slots(self, pipeline: int, virtual: int) -> Any:
-        """Placement by cost; it does not depend on the other axes."""
-        key = (pipeline, virtual)
+    def _place(self, candidate: Candidate) -> Tuple[int, int, int]:
+        """What a placement depends on: stages, chunks, and micro-batches as far as they count."""
+        data = self.run.cluster.devices // (
+            candidate.tensor * candidate.context * candidate.pipeline
+        )
+        micro = max(1, self.run.global_batch_size // (candidate.micro_batch * data))
+        return candidate.pipeline, candidate.virtual, min(micro, 2 * candidate.pipeline)
+
+    def slots(self, pipeline: int, virtual: int, micro_batches: int) -> Any:
+        """Placement by cost."""
+        key = (pipeline, virtual, micro_batches)
         if key not in self._slots:
             run = copy.deepcopy(self.run)
             run.cluster.devices = pipeline
             run.micro_batch_size, run.batch_ramp_from = 1, None
-            run.global_batch_size = 2 * pipeline
+            run.global_batch_size = micro_batches
             for name in ("tensor", "context", "expert", "expert_tensor"):
                 setattr(run.parallel, f"{name}_parallel_size", 1)
             run.parallel.pipeline_parallel_size = pipeline
@@ -380,7 +388,7 @@ class _Space:
         work = replace(
             self.base,
             grid=grid,
-            slots=self.slots(candidate.pipeline, candidate.virtual),
+            slots=self.slots(*self._place(candidate)),
             micro_batch=candidate.micro_batch,
             exchange=candidate.exchange,
             memory=_memory(self.base, candidate.recompute),
@@ -394,7 +402,7 @@ class _Space:
             candidate.tensor, candidate.context, candidate.expert, candidate.expert_tensor,
             candidate.micro_batch, candidate.recompute, candidate.exchange,
         )  # fmt: skip
-        place = (candidate.pipeline, candidate.virtual)
+        place = self._place(candidate)
         own = Stages(work, self.machine, self._shared.get(key), self._placed.get(place))
         self._shared.setdefault(key, own)
         self._placed.setdefault(place, own.placed)
