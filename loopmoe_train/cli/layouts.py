@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from loopmoe_train.cli.drawing import write_timeline, written
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused
 from loopmoe_train.sim import search as searching
+from loopmoe_train.sim.architecture import explore
 from loopmoe_train.sim.machine import GIB, Machine, machine_of
 from loopmoe_train.sim.memory import Held
 from loopmoe_train.sim.search import Candidate, Found, Scored
@@ -182,6 +184,66 @@ def _short(c: Candidate) -> str:
     cuts = f"TP{c.tensor}{stages if c.pipeline > 1 else ''} EP{c.expert}"
     cuts += f" CP{c.context}" if c.context > 1 else ""
     return f"{cuts} micro {c.micro_batch}"
+
+
+# -- other shapes ------------------------------------------------------------------------------
+def shapes(words: Sequence[str], top: int) -> Tuple[Dict[str, Any], str]:
+    """Other shapes with the parameters and FLOPs of a model, by their speed on the cluster.
+
+    Raises:
+        Refused: the run cannot be; no shape fits.
+    """
+    from loopmoe_train.config.compose import compose
+
+    run = compose(["parallel=data", *words], layout=False)
+    machine = machine_of(run.cluster)
+    found = explore(run, machine, fixed=fixed_settings(run, words), progress=_say)
+    if not found:
+        raise Refused(f"no shape of {run.model.name} fits", "more devices")
+    own = next((one for one in found if one.model == run.model), None)
+    head = ["", "hidden", "heads", "layers", "K", "experts", "top-k", "width", "parameters",
+            "FLOPs", "step", "tokens/s", "TP", "PP", "EP"]  # fmt: skip
+    rows = [head]
+    for number, one in enumerate(found[:top], 1):
+        m, c = one.model, one.best.candidate
+        layers = f"{m.prefix_layers}+{m.body_layers}+{m.suffix_layers}"
+        rows.append(
+            ["*" if one is own else str(number), str(m.hidden_size), str(m.attention.num_heads),
+             layers, str(m.loop.iterations), str(m.moe.num_experts), str(m.moe.top_k),
+             str(m.moe.expert_hidden_size), f"{one.parameters - 1:+.1%}", f"{one.flops - 1:+.1%}",
+             f"{one.best.estimate.seconds:.3g} s", _count(one.best.tokens_per_s()),
+             str(c.tensor), str(c.pipeline), str(c.expert)]
+        )  # fmt: skip
+    figures = {
+        "shapes": [
+            {**_figures(one.best), "hidden_size": one.model.hidden_size,
+             "num_heads": one.model.attention.num_heads, "layers": [
+                 one.model.prefix_layers, one.model.body_layers, one.model.suffix_layers],
+             "iterations": one.model.loop.iterations, "num_experts": one.model.moe.num_experts,
+             "top_k": one.model.moe.top_k, "expert_hidden_size": one.model.moe.expert_hidden_size,
+             "parameters": one.parameters, "flops": one.flops, "reference": one is own}
+            for one in found
+        ]
+    }  # fmt: skip
+    place = found.index(own) + 1 if own is not None else None
+    lines = [
+        f"{len(found)} shapes with the parameters and FLOPs of {run.model.name} (within 3 %), on "
+        f"{run.cluster.devices} x {machine.name}",
+        "",
+        *_aligned(rows),
+        "",
+        f"{run.model.name} itself is number {place}, {own.best.estimate.seconds:.3g} s"
+        if own is not None
+        else f"{run.model.name} itself does not fit",
+        "Speed alone: what a shape learns is for a trial to say.",
+        *_limits(machine),
+    ]
+    return figures, "\n".join(lines)
+
+
+def _say(done: int, count: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{done} of {count} shapes", end="", file=sys.stderr, flush=True)
 
 
 # -- one layout --------------------------------------------------------------------------------

@@ -74,9 +74,10 @@ def run(argv: List[str]) -> int:
     """Print the table or the balanced preset; returns the exit code."""
     given = _parser().parse_intermixed_args(argv)
     drawn = given.draw and not given.explain and not given.script
-    if sum(map(bool, (given.balance, given.model_only, drawn, given.explain, given.script))) > 1:
+    if sum(map(bool, (given.balance, given.model_only, drawn, given.explain, given.script,
+                    given.shapes))) > 1:  # fmt: skip
         raise Refused(
-            "--model-only, --balance, --draw, --explain and --script are different reports",
+            "--model-only, --balance, --draw, --explain, --script and --shapes are several reports",
             "ask for one of them",
         )
     if given.trace is not None and given.draw is None:
@@ -88,6 +89,8 @@ def run(argv: List[str]) -> int:
     elif given.model_only:
         report = _models(_compose_each(given.settings), unique, assumption)
         text = "\n".join(_table(report))
+    elif given.shapes:
+        report, text = layouts.shapes(given.settings, given.top)
     elif given.explain:
         report, text = layouts.explain(given.settings, techniques, given.draw, given.trace)
     elif given.draw is not None:
@@ -124,6 +127,8 @@ def _parser() -> argparse.ArgumentParser:
     layout("--top", type=int, default=10, metavar="N", help="so many layouts (default %(default)s)")
     layout("--pareto", metavar="FILE.png", help="draw time against memory of the layouts")
     layout("--explain", action="store_true", help="time and memory of the layout that is given")
+    layout("--shapes", action="store_true",
+           help="other shapes with the model's parameters and FLOPs, by their speed")  # fmt: skip
     layout("--script", metavar="FILE", help="that of a Megatron or MindSpeed launch script")
     layout("--with", dest="techniques", action="append", default=[], metavar="NAME,...",
            help="techniques that may be used beyond what the trainer has: "
