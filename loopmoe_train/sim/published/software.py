@@ -31,7 +31,8 @@ class Software:
 
 SOFTWARE: Tuple[Software, ...] = (
     # FlashAttention of 2023, before there was one for Hopper
-    Software("MPT", ("h100",), {"matmul": 0.55, "attention": 0.27, "attention_backward": 0.22}),
+    Software("MPT", ("h100",), {"matmul": 0.55, "matmul_fp8": 0.36, "attention": 0.27,
+                                "attention_backward": 0.22}),
     Software("MPT", ("a100",), {"matmul": 0.7, "attention": 0.38, "attention_backward": 0.33}),
     # HBM2e parts at 500 W, torch's own attention
     Software("TTN", ("h100",), {"matmul": 0.45, "matmul_fp8": 0.36, "attention": 0.27,
