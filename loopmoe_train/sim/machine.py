@@ -10,6 +10,13 @@ from loopmoe_train.config.schema import ClusterConfig, EfficiencyConfig, LinkCon
 from loopmoe_train.errors import Refused
 
 GIB = 2.0**30
+# Words that name hardware, in the order in which they are looked for -> preset.
+HARDWARE = (
+    ("gb300", "gb300"), ("gb200", "gb200"), ("b300", "b300"), ("b200", "b200"), ("h200", "h200"),
+    ("h100", "h100"), ("h800", "h100"), ("a100", "a100"), ("a3", "ascend_a3"),
+    ("910c", "ascend_a3"),
+    ("ascend", "ascend_a2"), ("atlas", "ascend_a2"), ("910b", "ascend_a2"),
+)  # fmt: skip
 BYTES = {"fp32": 4, "bf16": 2, "fp8": 2, "fp4": 2}  # of an activation
 
 

@@ -7,7 +7,7 @@ measurements, :mod:`.script` of a launch script.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import FrozenSet, Optional, Tuple
+from typing import Collection, FrozenSet, Optional, Sequence, Tuple
 
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.sim.shape import Shape, shape_of
@@ -182,3 +182,24 @@ def even_slots(visits: int, slots: int) -> Tuple[Tuple[int, ...], ...]:
         found.append(tuple(range(begin, begin + length)))
         begin += length
     return tuple(found)
+
+
+def without_idle(
+    slots: Sequence[Sequence[int]], idle: Collection[int]
+) -> Tuple[Tuple[int, ...], ...]:
+    """``slots`` without the places ``idle``, whose layers do nothing; the others are renumbered."""
+    left = sorted(place for slot in slots for place in slot if place not in idle)
+    number = {place: new for new, place in enumerate(left)}
+    return tuple(tuple(number[place] for place in slot if place in number) for slot in slots)
+
+
+# Options that hide the experts' exchange behind arithmetic, and the share of it that they hide.
+_HIDING = (
+    ("moe-fb-overlap", 0.8), ("overlap-moe-expert-parallel", 0.8), ("DualPipe", 0.9),
+    ("moe-alltoall-overlap", 0.3),
+)  # fmt: skip
+
+
+def hidden_exchange(options: str) -> float:
+    """The share of the experts' exchange that is hidden with these options."""
+    return next((share for word, share in _HIDING if word in options), 0.0)

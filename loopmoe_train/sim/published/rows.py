@@ -13,11 +13,19 @@ from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
 from loopmoe_train.errors import Refused
-from loopmoe_train.sim.machine import Machine, machine_of, named
+from loopmoe_train.sim.machine import HARDWARE, Machine, machine_of, named
 from loopmoe_train.sim.published.models import known
 from loopmoe_train.sim.published.software import SOFTWARE
 from loopmoe_train.sim.shape import Attention, Ffn, Layer, Shape
-from loopmoe_train.sim.workload import IMBALANCE, Memory, Overlap, Workload, even_slots
+from loopmoe_train.sim.workload import (
+    IMBALANCE,
+    Memory,
+    Overlap,
+    Workload,
+    even_slots,
+    hidden_exchange,
+    without_idle,
+)
 from loopmoe_train.spec.grid import Grid
 
 COLUMNS = (
@@ -62,15 +70,6 @@ class Row:
         )
 
 
-# Words of the column `hardware`, in the order in which they are looked for -> preset.
-_HARDWARE = (
-    ("gb300", "gb300"), ("gb200", "gb200"), ("b300", "b300"), ("b200", "b200"), ("h200", "h200"),
-    ("h100", "h100"), ("h800", "h100"), ("a100", "a100"), ("a3", "ascend_a3"),
-    ("910c", "ascend_a3"),
-    ("ascend", "ascend_a2"), ("atlas", "ascend_a2"), ("910b", "ascend_a2"),
-)  # fmt: skip
-
-
 def read(file: Path) -> List[Row]:
     """All rows of a CSV.
 
@@ -91,7 +90,7 @@ def read(file: Path) -> List[Row]:
 def _row(fields: Dict[str, str], file: Path) -> Row:
     fields = {key: (value or "").strip() for key, value in fields.items() if key}
     hardware = fields["hardware"].lower()
-    machine = next((name for word, name in _HARDWARE if word in hardware), "")
+    machine = next((name for word, name in HARDWARE if word in hardware), "")
     family, _, _ = fields["id"].partition("-")
     if family == "ASC":
         family = "-".join(fields["id"].split("-")[:2])
@@ -215,16 +214,7 @@ def _idle(row: Row, layers: int) -> List[int]:
 
 def _slots(row: Row, visits: int, slots: int) -> Tuple[Tuple[int, ...], ...]:
     idle = _idle(row, visits + 64)
-    if not idle:
-        return even_slots(visits, slots)
-    number: Dict[int, int] = {}
-    for place in range(visits + len(idle)):
-        if place not in idle:
-            number[place] = len(number)
-    return tuple(
-        tuple(number[place] for place in slot if place in number)
-        for slot in even_slots(visits + len(idle), slots)
-    )
+    return without_idle(even_slots(visits + len(idle), slots), idle)
 
 
 def _grid(row: Row) -> Grid:
@@ -304,13 +294,6 @@ def workload(row: Row) -> Workload:
     exchange = "allgather" if "dispatcher-type=allgather" in flags else "alltoall"
     if row.family == "NVB" or "dispatcher-type=flex" in flags or "DeepEP" in flags:
         exchange = "deduplicated"
-    hidden = 0.0
-    if "moe-fb-overlap" in flags or "overlap-moe-expert-parallel" in flags:
-        hidden = 0.8
-    elif "DualPipe" in flags:
-        hidden = 0.9
-    elif "moe-alltoall-overlap" in flags:
-        hidden = 0.3
     swap = set()
     if "swap-optimizer" in zero:
         swap.add("optimizer")
@@ -350,7 +333,7 @@ def workload(row: Row) -> Workload:
             tensor=any(w in flags for w in ("mc2", "coc", "tp-comm-overlap", "TP overlap"))
             or row.family == "NVB"
             or _step_of_ladder(row) >= 3,
-            experts=hidden,
+            experts=hidden_exchange(flags),
         ),
     )  # fmt: skip
 

@@ -1,0 +1,1 @@
+"""Bash scripts, read and followed without running anything."""
