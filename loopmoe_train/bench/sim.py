@@ -31,7 +31,7 @@ def run(rows: Optional[str], out: Optional[str], calibrate: bool) -> Dict[str, A
     Args:
         rows: a CSV with the columns of the shipped one; None: the shipped one.
         out: a file for ``[{"id", "predicted"} | {"id", "skipped"}]``.
-        calibrate: write the factors found on the calibration rows into the package.
+        calibrate: write the factors found on all rows into the package.
 
     Raises:
         Refused: a file cannot be read or written.
@@ -41,7 +41,8 @@ def run(rows: Optional[str], out: Optional[str], calibrate: bool) -> Dict[str, A
     measured = read(file)
     found = validate.predict(measured, _progress(len(measured)))
     if calibrate:
-        factors = {name: round(value, 4) for name, value in validate.calibrate(found).items()}
+        fitted = validate.calibrate(found, everything=True)
+        factors = {name: round(value, 4) for name, value in fitted.items()}
         write_text(own_rows().parent / scales.FILE, json.dumps(factors, indent=1) + "\n")
     if out is not None:
         factors = scales.shipped()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from loopmoe_train.cli.drawing import write_timeline, written
@@ -10,8 +12,9 @@ from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused
 from loopmoe_train.sim import search as searching
 from loopmoe_train.sim.architecture import explore
-from loopmoe_train.sim.machine import GIB, Machine, machine_of
+from loopmoe_train.sim.machine import GIB, Machine, machine_of, named
 from loopmoe_train.sim.memory import Held
+from loopmoe_train.sim.scripts import launch
 from loopmoe_train.sim.search import Candidate, Found, Scored
 from loopmoe_train.sim.step import Estimate, estimate, timeline
 from loopmoe_train.sim.workload import Workload, workload_of
@@ -275,6 +278,41 @@ def explain(
         write_timeline(found, placement.iteration, title, "s", picture, trace_file, 1.0)
         text += f"\nwrote {picture}" + (f" and {trace_file}" if trace_file else "")
     return figures, text
+
+
+def of_script(
+    file: str, words: Sequence[str], techniques: Sequence[str]
+) -> Tuple[Dict[str, Any], str]:
+    """As :func:`explain`, of a Megatron or MindSpeed launch script.
+
+    Args:
+        words: ``cluster=NAME`` for another machine than the script tells, and options of the
+            script as NAME=VALUE, which win over its own.
+
+    Raises:
+        Refused: the script cannot be read or lacks something; one line with all that it lacks.
+    """
+    more: List[str] = []
+    preset = ""
+    for word in words:
+        name, _, value = word.partition("=")
+        if name == "cluster":
+            preset = value
+        else:
+            more += [f"--{name.replace('_', '-')}", *([value] if value else [])]
+    script = launch.load(Path(file), dict(os.environ), more)
+    work = searching.using(launch.workload_of_script(script), techniques)
+    machine = machine_of(named(preset or script.preset or "ascend_a2"))
+    figures, text = explained(script.name, work, machine)
+    figures["not_simulated"] = list(script.unused)
+    notes = []
+    if not preset and not script.preset:
+        notes.append("The script does not tell its hardware: ascend_a2 is assumed, cluster=NAME")
+    if script.unused:
+        notes.append(f"Not simulated: {', '.join(script.unused)}")
+    if script.lost:
+        notes.append(f"Bash passes none of these on: {', '.join(script.lost)}")
+    return figures, "\n".join([text, *notes])
 
 
 def explained(name: str, work: Workload, machine: Machine) -> Tuple[Dict[str, Any], str]:

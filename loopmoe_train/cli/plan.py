@@ -91,6 +91,8 @@ def run(argv: List[str]) -> int:
         text = "\n".join(_table(report))
     elif given.shapes:
         report, text = layouts.shapes(given.settings, given.top)
+    elif given.script is not None:
+        report, text = layouts.of_script(given.script, given.settings, techniques)
     elif given.explain:
         report, text = layouts.explain(given.settings, techniques, given.draw, given.trace)
     elif given.draw is not None:

@@ -1,7 +1,7 @@
 """What is simulated: a transformer, its layout on the ranks, a batch, and what is kept or hidden.
 
 :func:`workload_of` makes one of a run's configuration, :mod:`.published` of a row of published
-measurements, :mod:`.script` of a launch script.
+measurements, :mod:`.scripts` of a launch script.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loopmoe_train.errors import Refused
-from loopmoe_train.sim.bash.shell import Shell
+from loopmoe_train.sim.scripts.bash.shell import Shell
 
 BASH = shutil.which("bash")
 

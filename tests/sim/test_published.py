@@ -122,8 +122,8 @@ def test_errors() -> None:
 def test_a_factor_leans_on_the_wider_group(measured: list[Row]) -> None:
     one = _row(measured, "VTR-047")
     few, many = ([(one, 1.0, 2.0)] * count for count in (1, 1000))
-    assert 1 < scales.factor(scales.fit(few), one) < 2
-    assert scales.factor(scales.fit(many), one) == pytest.approx(2, rel=0.01)
+    assert 1 < scales.factor(scales.fit(few), one) < 1.5
+    assert scales.factor(scales.fit(many), one) == pytest.approx(2, rel=0.02)
     assert scales.factor({}, one) == 1
 
 
@@ -151,7 +151,7 @@ def test_it_is_no_further_off_than_it_was(found: list[validate.Prediction]) -> N
 
 
 def test_shipped_factors_are_those_of_the_shipped_rows(found: list[validate.Prediction]) -> None:
-    fitted = validate.calibrate(found)
+    fitted = validate.calibrate(found, everything=True)
     assert scales.shipped() == {name: round(value, 4) for name, value in fitted.items()}
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from loopmoe_train.errors import Refused
 from loopmoe_train.sim.machine import machine_of, named
-from loopmoe_train.sim.script import Script, load, read, workload_of_script
+from loopmoe_train.sim.scripts.launch import Script, load, read, workload_of_script
 from loopmoe_train.sim.shape import Attention, Ffn
 from loopmoe_train.sim.step import estimate
 from loopmoe_train.sim.workload import IMBALANCE, Memory, Overlap, Workload

@@ -44,6 +44,8 @@ KNOWN: Tuple[Known, ...] = (
     Known(("kimi",), dense_layers=1, latent=_DEEPSEEK, vocab=163840),
     Known(("longcat",), latent=(1536, 512, 128, 64, 128), vocab=131072),
     Known(("pangu ultra moe",), dense_layers=3, latent=_DEEPSEEK, vocab=153600),
+    Known(("qwen3_8b",), vocab=151936),
+    Known(("huyuan3", "hunyuan3"), head_dim=128, vocab=120832),
     Known(("qwen3",), head_dim=128, vocab=151936),
     Known(("gpt oss", "gpt_oss"), head_dim=64, vocab=201088, passes=4.0),
     Known(("gemma2", "gemma-2b", "gemma_2b", "gemma-7b", "gemma_7b"), head_dim=256, vocab=256000,

@@ -10,7 +10,7 @@ import csv
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Set, Tuple
 
 from loopmoe_train.errors import Refused
 from loopmoe_train.sim.machine import HARDWARE, Machine, machine_of, named
@@ -213,7 +213,7 @@ def _idle(row: Row, layers: int) -> List[int]:
 
 
 def _slots(row: Row, visits: int, slots: int) -> Tuple[Tuple[int, ...], ...]:
-    idle = _idle(row, visits + 64)
+    idle = _idle(row, _must(row.fields, "layers")[0])
     return without_idle(even_slots(visits + len(idle), slots), idle)
 
 
@@ -268,7 +268,8 @@ def workload(row: Row) -> Workload:
     visits = len(sizes.order)
     if row.family in ("FOLD", "LL3") and grid.pipeline > 1:
         chunks = max(1, visits // grid.pipeline)  # interleaved, a layer a chunk
-    if grid.pipeline == 1 or chunks * grid.pipeline > visits:
+    places = max(visits, _number(fields, "layers") or 0)  # idle layers fill slots too
+    if grid.pipeline == 1 or chunks * grid.pipeline > places:
         chunks = 1
     per_rank = batch // (micro * grid.data)
     if per_rank < 1:
@@ -294,7 +295,8 @@ def workload(row: Row) -> Workload:
     exchange = "allgather" if "dispatcher-type=allgather" in flags else "alltoall"
     if row.family == "NVB" or "dispatcher-type=flex" in flags or "DeepEP" in flags:
         exchange = "deduplicated"
-    swap = set()
+    slots = _slots(row, visits, chunks * grid.pipeline)
+    swap: Set[str] = set()
     if "swap-optimizer" in zero:
         swap.add("optimizer")
     if "swap-attention" in fields["recompute"]:
@@ -304,7 +306,7 @@ def workload(row: Row) -> Workload:
     return Workload(
         shape=sizes,
         grid=grid,
-        slots=_slots(row, visits, chunks * grid.pipeline),
+        slots=slots,
         sequence=sequence,
         micro_batch=micro,
         global_batch=batch,
@@ -323,7 +325,7 @@ def workload(row: Row) -> Workload:
         context=context,
         states=12.0,
         graphs=row.family == "NVB" and (not sizes.layers[-1].ffn.experts or row.version > "26.02"),
-        memory=_memory(row, visits, chunks * grid.pipeline, swap),
+        memory=_memory(row, max(map(len, slots)), swap),
         overlap=Overlap(
             gradients="overlap-grad-reduce" in flags
             or row.family in ("NVB", "FOLD", "SMX", "LL3")
@@ -352,10 +354,10 @@ def _step_of_ladder(row: Row) -> int:
     return next((place for place, name in enumerate(_LADDER) if word.startswith(name)), 0)
 
 
-def _memory(row: Row, visits: int, slots: int, swap: set) -> Memory:  # type: ignore[type-arg]
+def _memory(row: Row, most: int, swap: Set[str]) -> Memory:
+    """``most``: layers of the longest slot."""
     text = row.fields["recompute"].lower()
     zero = row.fields["zero_dist_opt"]
-    most = -(-visits // slots)
     full: Optional[int] = None
     if text.startswith("full"):
         full = most

@@ -59,14 +59,16 @@ def _baselines(work: Workload, machine: Machine) -> Dict[str, float]:
     return {name: guess(work, machine) for name, guess in BASELINES.items()}
 
 
-def calibrate(found: Sequence[Prediction], method: str = SIMULATOR) -> Dict[str, float]:
-    """Factors from the calibration rows alone."""
+def calibrate(
+    found: Sequence[Prediction], method: str = SIMULATOR, everything: bool = False
+) -> Dict[str, float]:
+    """Factors from the calibration rows alone, or from ``everything``."""
     chosen = scales.is_calibration([one.row for one in found])
     return scales.fit(
         [
             (one.row, one.guesses[method], one.case.measured)
             for one in found
-            if one.case is not None and one.is_time and chosen[one.row.id]
+            if one.case is not None and one.is_time and (everything or chosen[one.row.id])
         ]
     )
 

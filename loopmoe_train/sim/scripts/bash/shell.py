@@ -14,8 +14,8 @@ from fnmatch import fnmatchcase
 from typing import Callable, Dict, FrozenSet, List, Mapping, Sequence, Tuple
 
 from loopmoe_train.errors import Refused
-from loopmoe_train.sim.bash.expansion import Expander
-from loopmoe_train.sim.bash.words import ASSIGNMENT, REDIRECTIONS, Token, tokens
+from loopmoe_train.sim.scripts.bash.expansion import Expander
+from loopmoe_train.sim.scripts.bash.words import ASSIGNMENT, REDIRECTIONS, Token, tokens
 
 _DECLARE = ("export", "local", "readonly", "declare", "typeset")
 _LISTS = ("\n", ";", "&", "|", "|&")  # between commands that all run

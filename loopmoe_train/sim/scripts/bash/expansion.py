@@ -10,7 +10,7 @@ import re
 from typing import Dict, List, Mapping, Optional, Union
 
 from loopmoe_train.errors import Refused
-from loopmoe_train.sim.bash.words import DEEP, behind
+from loopmoe_train.sim.scripts.bash.words import DEEP, behind
 
 Value = Union[str, List[str]]  # of a variable: text, or the elements of an array
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from loopmoe_train.errors import Refused
-from loopmoe_train.sim import layout
-from loopmoe_train.sim import options as megatron
-from loopmoe_train.sim.bash.shell import Shell
 from loopmoe_train.sim.machine import HARDWARE
-from loopmoe_train.sim.options import Options
+from loopmoe_train.sim.scripts import layout
+from loopmoe_train.sim.scripts import options as megatron
+from loopmoe_train.sim.scripts.bash.shell import Shell
+from loopmoe_train.sim.scripts.options import Options
 from loopmoe_train.sim.workload import (
     IMBALANCE,
     Memory,

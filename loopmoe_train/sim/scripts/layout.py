@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import List, Mapping, Optional
 
-from loopmoe_train.sim.options import MOST_LAYERS, Options, layers_told
+from loopmoe_train.sim.scripts.options import MOST_LAYERS, Options, layers_told
 from loopmoe_train.sim.shape import Shape
 from loopmoe_train.spec.grid import Grid
 
