@@ -17,6 +17,7 @@ from loopmoe_train.sim.memory import Held
 from loopmoe_train.sim.scripts import launch
 from loopmoe_train.sim.search import Candidate, Found, Scored
 from loopmoe_train.sim.step import Estimate, estimate, timeline
+from loopmoe_train.sim.techniques import using
 from loopmoe_train.sim.workload import Workload, workload_of
 from loopmoe_train.spec.placement import placement_of
 
@@ -268,7 +269,7 @@ def explain(
 
     run = compose(words)
     machine = machine_of(run.cluster)
-    work = searching.using(workload_of(run), techniques)
+    work = using(workload_of(run), techniques)
     figures, text = explained(run.model.name, work, machine)
     if picture is not None:
         placement = placement_of(run)
@@ -300,8 +301,12 @@ def of_script(
             preset = value
         else:
             more += [f"--{name.replace('_', '-')}", *([value] if value else [])]
-    script = launch.load(Path(file), dict(os.environ), more)
-    work = searching.using(launch.workload_of_script(script), techniques)
+    try:
+        script = launch.load(Path(file), dict(os.environ), more)
+        work = using(launch.workload_of_script(script), techniques)
+    except Refused as error:
+        hint = "options may be added to the command, as vocab-size=32000"
+        raise Refused(error.what, f"{error.fix}; {hint}") from error
     machine = machine_of(named(preset or script.preset or "ascend_a2"))
     figures, text = explained(script.name, work, machine)
     figures["not_simulated"] = list(script.unused)

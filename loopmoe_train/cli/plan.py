@@ -11,13 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
-from loopmoe_train.cli import layouts
 from loopmoe_train.cli.arguments import Parser
 from loopmoe_train.cli.drawing import draw
 from loopmoe_train.config.schema import ModelConfig, RunConfig
 from loopmoe_train.errors import Refused
 from loopmoe_train.files import write_text
-from loopmoe_train.sim.search import TECHNIQUES
+from loopmoe_train.sim.techniques import TECHNIQUES
 from loopmoe_train.spec.balance import Layout, Multiples, Setting, balance
 from loopmoe_train.spec.capacity import (
     UniqueExperts,
@@ -80,8 +79,12 @@ def run(argv: List[str]) -> int:
             "--model-only, --balance, --draw, --explain, --script and --shapes are several reports",
             "ask for one of them",
         )
+    if given.top < 1:
+        raise Refused(f"--top {given.top}: must be at least 1", "e.g. --top 10")
     if given.trace is not None and given.draw is None:
         raise Refused("--trace is for --draw", "add --draw FILE.png")
+    from loopmoe_train.cli import layouts
+
     techniques = [name for word in given.techniques for name in word.split(",") if name]
     unique, assumption = _unique(given)
     if given.balance is not None:

@@ -20,22 +20,11 @@ from loopmoe_train.sim.machine import GIB, Machine
 from loopmoe_train.sim.published.validate import MARGIN
 from loopmoe_train.sim.stage import Passes, Placed, Stages
 from loopmoe_train.sim.step import Estimate
+from loopmoe_train.sim.techniques import using
 from loopmoe_train.sim.workload import Memory, Workload, workload_of
 from loopmoe_train.spec.grid import Grid
 from loopmoe_train.spec.placement import placement_of
 
-# Techniques that the simulator knows and the trainer has not yet; `loopmoe plan --with`.
-TECHNIQUES = {
-    "hierarchical": "expert exchange in two levels, all-gather between nodes",
-    "deduplicated": "a token crosses to a node once",
-    "expert-overlap": "the exchange runs beside another micro-batch's arithmetic",
-    "tensor-overlap": "gathers and scatters run beside their product",
-    "fine-recompute": "norms and activations are recomputed",
-    "swap-optimizer": "the optimizer's states live on the host",
-    "balanced": "experts are moved so that all ranks have equal work",
-}
-# Of the exchange, hidden by another micro-batch (Pangu Ultra MoE: 95 %).
-_HIDDEN = 0.95
 _RECOMPUTE: Tuple[Tuple[str, FrozenSet[str]], ...] = (
     ("none", frozenset()),
     ("mla_up_proj", frozenset({"mla_up_proj"})),
@@ -407,30 +396,6 @@ class _Space:
         self._shared.setdefault(key, own)
         self._placed.setdefault(place, own.placed)
         return own
-
-
-def using(work: Workload, techniques: Sequence[str]) -> Workload:
-    """The workload with techniques of ``TECHNIQUES``, whatever it had before.
-
-    Raises:
-        Refused: an unknown one.
-    """
-    for name in techniques:
-        if name not in TECHNIQUES:
-            raise Refused(f"{name}: an unknown technique", f"use some of {', '.join(TECHNIQUES)}")
-    overlap, kept, exchange = work.overlap, work.memory, work.exchange
-    if "expert-overlap" in techniques:
-        overlap = replace(overlap, experts=_HIDDEN)
-    if "tensor-overlap" in techniques:
-        overlap = replace(overlap, tensor=True)
-    if "fine-recompute" in techniques and kept.full is None:
-        kept = replace(kept, modules=kept.modules | {"norm", "act"})
-    if "swap-optimizer" in techniques:
-        kept = replace(kept, swap=kept.swap | {"optimizer"})
-    if work.grid.expert > 1:
-        exchange = next((n for n in ("hierarchical", "deduplicated") if n in techniques), exchange)
-    imbalance = 1.0 if "balanced" in techniques else work.imbalance
-    return replace(work, overlap=overlap, memory=kept, exchange=exchange, imbalance=imbalance)
 
 
 def _memory(work: Workload, recompute: str) -> Memory:

@@ -50,8 +50,7 @@ MISTAKES = {
     "data data.source=/nowhere data.path={tmp}/d": "does not exist",
     "data --forse": "write forse=VALUE",
     "tokenizer tokenizer.kind=bpee data.path={tmp}/d": "did you mean bpe?",
-    "plan": "no layout is searched yet",
-    "plan model=loopmoe_3b": "loopmoe plan --model-only",
+    "plan model=loopmoe_9b": "fits in no layout",
     "plan --model-only model=loopmoe_4b": "did you mean",
     "plan --model-only model.moe.topk=2": "did you mean model.moe.top_k",
     "plan --model-only --jsn f": "unrecognized arguments: --jsn",
@@ -74,7 +73,7 @@ MISTAKES = {
     "train -m model=loopmoe_tiny": "no setting has several values",
     "train -m model=loopmoe_tiny,nope": "nope: there is no such preset",
     "study nope": "there is no such preset",
-    "plan --model-only --balance 2/2/2x4 model=vanilla_3b": "three reports",
+    "plan --model-only --balance 2/2/2x4 model=vanilla_3b": "several reports",
     "train learning_rate=1": "did you mean optim.lr",
 }
 

@@ -125,7 +125,7 @@ def test_draw_shows_where_everything_stands(
         (["--draw", "a.jpg", *PIPELINE], "not a .png"),
         (["--draw", "nowhere/a.png", *PIPELINE], "nowhere/a.png: No such file"),
         (["--trace", "a.json"], "--trace is for --draw"),
-        (["--draw", "a.png", "--model-only"], "three reports"),
+        (["--draw", "a.png", "--model-only"], "several reports"),
         (["--draw", "a.png", "parallel=pipeline"], "less than 2 stages"),
     ],
 )

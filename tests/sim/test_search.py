@@ -13,6 +13,7 @@ from loopmoe_train.errors import Refused
 from loopmoe_train.sim import memory, search, step
 from loopmoe_train.sim.machine import Machine, machine_of
 from loopmoe_train.sim.search import Found
+from loopmoe_train.sim.techniques import TECHNIQUES, using
 
 
 def _run(*words: str) -> RunConfig:
@@ -116,7 +117,7 @@ def test_an_unknown_technique() -> None:
         search.search(run, _machine(run), techniques=("magic",))
 
 
-@pytest.mark.parametrize("name", search.TECHNIQUES)
+@pytest.mark.parametrize("name", TECHNIQUES)
 def test_every_technique_does_something(name: str) -> None:
     run = compose(
         ["model=deepseek_v3_671b", "cluster=ascend_a2", "cluster.devices=256", "precision=bf16",
@@ -127,7 +128,7 @@ def test_every_technique_does_something(name: str) -> None:
     machine = _machine(run)
     work = search.workload_of(run)
     before = step.estimate(work, machine)
-    after = step.estimate(search.using(work, [name]), machine)
+    after = step.estimate(using(work, [name]), machine)
     if name in ("fine-recompute", "swap-optimizer"):
         assert after.peak < before.peak and after.seconds > before.seconds
     else:

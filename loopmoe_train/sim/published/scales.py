@@ -1,8 +1,9 @@
 """One factor per hardware and software version.
 
 No software is known well enough for absolute times; one run of it on the hardware gives the
-factor. Errors are reported of validation rows, with factors fitted on the calibration rows alone.
-The file holds those fitted on all rows (``loopmoe bench sim --calibrate``), for rows of other files.
+factor. Errors are reported of validation rows, with factors fitted on the calibration rows
+alone. The file holds those fitted on all rows (``loopmoe bench sim --calibrate``), for rows of
+other files.
 """
 
 from __future__ import annotations
