@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from loopmoe_train.checkpoint.forms import stored
 from loopmoe_train.checkpoint.manifest import (
     Manifest,
     check_headers,
@@ -123,17 +124,17 @@ def _read(folder: Path, manifest: Manifest, restore: Restore, same_layout: bool)
     """
     check_headers(folder, manifest)
     common = _check_common(folder, manifest)
-    stored = manifest.by_key()
+    by_key = manifest.by_key()
     read = {}
     for part in restore.wanted():
         shape = tuple(part.local_shape)
-        read[id(part)] = _assemble(folder, stored.get(part.key, []), part, shape)
+        read[id(part)] = _assemble(folder, stored(by_key, part.key), part, shape)
     random: Dict[str, Tensor] = {}
     if same_layout:
         prefix = random_keys(dist.get_rank())
         random = {
             key[len(prefix) :]: read_shard(folder, entries[0])
-            for key, entries in stored.items()
+            for key, entries in by_key.items()
             if key.startswith(prefix)
         }
     return common, read, random

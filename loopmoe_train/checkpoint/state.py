@@ -27,6 +27,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from torch import Tensor
 
+from loopmoe_train.checkpoint.forms import in_form_of
 from loopmoe_train.checkpoint.tensors import Shard
 from loopmoe_train.device.accelerator import accel
 from loopmoe_train.model.build import bare, unique_name
@@ -112,6 +113,7 @@ class Restore:
             RuntimeError: the state does not fit the model.
         """
         state = load_common(common)
+        state["optimizer"] = in_form_of(self._trained.optimizer, state["optimizer"])
         dict_list_map_inplace(lambda part: read[id(part)], self._wanted)
         merge(state, self._local)
         merge(state, apply_factory_merges(self._wanted, self._factories))

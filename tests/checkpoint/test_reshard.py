@@ -44,7 +44,8 @@ CONTINUED = {
         ("PP2, experts on one stage", "one"), ("EP2 overlapped", "one"), ("EP2 muon", "one muon"),
         ("one muon", "one muon")],
     2: [("one", "EP2"), ("EP2", "EP2"), ("EP2", "EP2 overlapped"), ("EP2 whole", "DP2 whole"),
-        ("one", "PP2"), ("PP2", "PP2"), ("PP2", "TP2"), ("TP2", "PP2 overlapped"),
+        ("EP2 whole", "EP2"), ("EP2", "EP2 whole"), ("one", "PP2"), ("PP2", "PP2"),
+        ("PP2", "TP2"), ("TP2", "PP2 overlapped"),
         ("one muon", "EP2 muon"), ("EP2 muon", "EP2 muon"), ("EP2 muon bf16", "EP2 muon bf16")],
 }  # fmt: skip
 
