@@ -38,10 +38,9 @@ def in_form_of(optimizer: Any, state: Any) -> Any:
     parts = getattr(optimizer, "chained_optimizers", [optimizer])
     if len(parts) == 1:
         return _converted(parts[0], state)
-    return {
-        place: _converted(part, state[place]) if place in state else {}
-        for place, part in enumerate(parts)
-    }
+    if set(state) != set(range(len(parts))):
+        return state  # of a chain with a form of its own, as Muon's
+    return {place: _converted(part, state[place]) for place, part in enumerate(parts)}
 
 
 def _converted(optimizer: Any, state: Dict[str, Any]) -> Dict[str, Any]:
