@@ -42,7 +42,7 @@ def test_all_packages_and_presets_are_in_it(installed: Path) -> None:
         files = {
             path.relative_to(ROOT / source)
             for path in (ROOT / source).rglob("*")
-            if path.suffix in (".py", ".yaml", ".typed")
+            if path.suffix in (".py", ".yaml", ".typed", ".csv", ".json")
         }
         missing = [str(path) for path in files if not (installed / package / path).is_file()]
         assert not missing, f"{package} lacks {missing}"

@@ -5,6 +5,7 @@ usage: loopmoe bench train [--against megatron] [--json FILE] [setting=value ...
        loopmoe bench checkpoint [--json FILE] [setting=value ...]
        loopmoe bench iter_adaln [--json FILE] [setting=value ...]
        loopmoe bench pipeline [--json FILE] [setting=value ...]
+       loopmoe bench ops [--quick] [--json FILE] [setting=value ...]
 
   train   tokens/s of 2 ranks with expert parallelism against megatron-core's own GPTModel
           (local specs, DotProductAttention, SequentialMLP), and against the same given
@@ -17,6 +18,10 @@ usage: loopmoe bench train [--against megatron] [--json FILE] [setting=value ...
   pipeline  idle time and memory of the loop pipeline against its body on one stage and against
           untied layers: by replay of the schedules, of core's schedules on ranks that wait
           instead of computing, and of a real model on two stages.
+  ops     rates of matrix products, grouped products, attention and vector operators by size, in
+          one process (cluster.devices=2: in two at once, as training shares a processor), in 7
+          rounds (steps=7); --quick: a few small ones. --json FILE writes the table for the
+          simulator: cluster.efficiency.table=FILE. On a GPU: cluster=h100 precision=bf16.
 
 Every benchmark prints a table and ends with one line `headline: name=value ...`.
 """
@@ -35,6 +40,7 @@ _ITER_ADALN = [
     "name=bench-iter-adaln", "cluster.devices=1", "parallel=data", "steps=15",
     "optim.warmup_steps=1",
 ]  # fmt: skip
+_OPS = ["name=bench-ops", "cluster.devices=1", "parallel=data", "steps=7", "optim.warmup_steps=1"]
 _PIPELINE = [
     "name=bench-pipeline", "cluster.devices=4", "parallel=data", "steps=5", "optim.warmup_steps=1",
     "micro_batch_size=1", "global_batch_size=4",
@@ -53,7 +59,7 @@ def run(argv: List[str]) -> int:
 
         sim.show(sim.run(**sim.arguments(argv[1:])))
         return 0
-    names, overrides, out, kills = [], [], None, 10
+    names, overrides, out, kills, quick = [], [], None, 10, False
     words = iter(argv)
     for word in words:
         if word == "--json":
@@ -66,6 +72,8 @@ def run(argv: List[str]) -> int:
                 raise Refused(f"--against {peer}: unknown peer", "use --against megatron")
         elif word == "--kills":
             kills = _count(next(words, ""))
+        elif word == "--quick":
+            quick = True
         elif "=" in word:
             overrides.append(word)
         else:
@@ -88,6 +96,8 @@ def run(argv: List[str]) -> int:
         waits = _on_ranks("loopmoe_train.bench.pipeline_waits", own)
         real = _on_ranks("loopmoe_train.bench.pipeline_model", [*_PIPELINE_MODEL, *overrides])
         table, show = {"grid": pipeline.grid(), "waits": waits, "model": real}, pipeline.show
+    elif names == ["ops"]:
+        return _ops(overrides, quick, out)
     elif names == ["resume"]:
         from loopmoe_train.bench import resume
         from loopmoe_train.launcher.supervise import launch
@@ -96,12 +106,27 @@ def run(argv: List[str]) -> int:
     else:
         raise Refused(
             f"bench {' '.join(names)}: there is no such benchmark",
-            "use `bench train`, `bench resume`, `bench checkpoint`, `bench iter_adaln` or "
-            "`bench pipeline`",
+            "use `bench train`, `bench resume`, `bench checkpoint`, `bench iter_adaln`, "
+            "`bench pipeline` or `bench ops`",
         )
     if out is not None:
         Path(out).write_text(json.dumps(table, indent=1) + "\n")
     show(table)
+    return 0
+
+
+def _ops(overrides: List[str], quick: bool, out: Optional[str]) -> int:
+    from loopmoe_train.bench import ops_show
+    from loopmoe_train.sim.table import parse
+
+    if out is not None and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):
+        raise Refused(f"--json {out}: no file can be there", "name a file in a folder that exists")
+    own = [*_OPS, *(["steps=2"] if quick else []), *overrides]
+    found = _on_ranks("loopmoe_train.bench.ops", own, options={"quick": quick})
+    table = parse(json.dumps(found), "bench.json")
+    if out is not None:
+        Path(out).write_text(table.text())
+    ops_show.show(table)
     return 0
 
 
@@ -124,8 +149,12 @@ def _whole_layers(config: RunConfig) -> None:
 
 
 def _on_ranks(
-    module: str, overrides: List[str], check: Optional[Callable[[RunConfig], None]] = None
+    module: str,
+    overrides: List[str],
+    check: Optional[Callable[[RunConfig], None]] = None,
+    options: Optional[Dict[str, Any]] = None,
 ) -> Any:
+    """Launch a benchmark; what it wrote. ``options`` are no settings: a file beside run.yaml."""
     from loopmoe_train.config.compose import compose
     from loopmoe_train.config.run_file import run_dir, save
     from loopmoe_train.launcher.supervise import launch
@@ -136,6 +165,8 @@ def _on_ranks(
         check(config)
     claim(config)
     save(config, run_dir(config) / "run.yaml")
+    if options is not None:
+        (run_dir(config) / "options.json").write_text(json.dumps(options))
     launch(config, module=module)
     return json.loads((run_dir(config) / "bench.json").read_text())
 

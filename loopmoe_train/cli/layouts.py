@@ -352,6 +352,9 @@ def explained(name: str, work: Workload, machine: Machine) -> Tuple[Dict[str, An
         for part, seconds in found.parts.items()
         if abs(seconds) > 5e-5 * found.seconds
     ]
+    if found.coverage is not None:
+        figures["measured_share"] = found.coverage.share
+        lines += ["", f"table: {found.coverage}"]
     lines += ["", *_stages(found.memory)]
     verdict = "fits" if figures["fits"] else "DOES NOT FIT"
     lines += ["", f"{verdict}: {found.peak_gib:.1f} GiB; {searching.describe(machine)} may be used"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.metadata
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -89,6 +90,15 @@ class Backend:
         """bfloat16 arithmetic works here (not necessarily fast)."""
         return bool(self._module.is_bf16_supported())
 
+    @property
+    def hardware(self) -> str:
+        """What the device is sold as."""
+        return str(self._module.get_device_name())
+
+    def software(self) -> dict[str, str]:
+        """Versions that its operators' speed depends on, by name."""
+        return {"torch": torch.__version__}
+
     # -- for ported code: what the rewriter puts in place of CUDA names ------------------------
     def import_from(self, module: str, name: str) -> Any:
         """`from torch.cuda.<...> import <name>` on this device.
@@ -158,6 +168,9 @@ class CudaBackend(Backend):
         if not torch.cuda.is_available():
             raise Refused("no CUDA device is available to this process", "use device=cpu")
 
+    def software(self) -> dict[str, str]:
+        return {**super().software(), "cuda": str(torch.version.cuda)}
+
 
 class _TensorKind(type):
     """A type whose instances are the tensors of one dtype on one device type."""
@@ -200,6 +213,14 @@ class NpuBackend(Backend):
         self.HalfTensor = _tensor_kind("HalfTensor", torch.float16, "npu")
         self.BFloat16Tensor = _tensor_kind("BFloat16Tensor", torch.bfloat16, "npu")
         self.nvtx = _NoRanges()
+
+    def software(self) -> dict[str, str]:
+        found = {**super().software(), "torch_npu": importlib.metadata.version("torch_npu")}
+        try:
+            found["cann"] = str(self._module.utils.get_cann_version("CANN"))
+        except AttributeError:
+            pass  # before torch_npu 2.6
+        return found
 
 
 def _import_torch_npu() -> Any:

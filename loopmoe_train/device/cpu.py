@@ -194,6 +194,11 @@ class CpuBackend(Backend):
     def supports_bf16(self) -> bool:
         return True
 
+    @property
+    def hardware(self) -> str:
+        """Its widest vector instructions, such as "cpu AVX512"."""
+        return f"cpu {torch.backends.cpu.get_cpu_capability()}"
+
     # -- streams -------------------------------------------------------------------------------
     def default_stream(self, device: Any = None) -> Stream:
         return self._default_stream

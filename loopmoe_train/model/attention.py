@@ -1,19 +1,17 @@
-"""Core attention where TransformerEngine is absent: torch's scaled_dot_product_attention, or on
-a processor our blocks; and its two schemes of context parallelism."""
+"""Core attention where TransformerEngine is absent (model/attend.py), and its two schemes of
+context parallelism."""
 
 from __future__ import annotations
 
 from typing import Any, Optional
 
 import torch
-import torch.nn.functional as F
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
-from loopmoe_kernels.causal_attention import MAX_LENGTH, causal_attention
+from loopmoe_train.model.attend import attend
 from loopmoe_train.model.context import gather_sequence, to_heads, to_sequence
 from loopmoe_train.spec.context import chunks_of
 
@@ -112,47 +110,6 @@ class ScaledDotProductAttention(MegatronModule):
         return torch.cat(outputs)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Optional[Tensor]) -> Tensor:
-        """Attend on this rank alone; the queries are the last ones of the keys' tokens.
-
-        Args:
-            query: [q, b, heads, d_qk].
-            key, value: [s, b, groups, d], s >= q.
-            mask: None for causal, else bool [b, 1, q, s], True = not attended.
-
-        Returns:
-            [q, b, heads * d_v].
-        """
-        length, b, heads, _ = query.shape
-        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        seen, dropout = k.shape[2], self.dropout if self.training else 0.0
-        plain = mask is None and not dropout and k.shape[1] == heads
-        if q.is_cpu and plain and seen <= MAX_LENGTH and q.dtype == torch.float32:
-            scale = q.shape[-1] ** -0.5 if self.softmax_scale is None else self.softmax_scale
-            out = causal_attention(*(x.flatten(0, 1) for x in (q, k, v)), scale)
-            out = out.view(b, heads, length, -1)
-        else:
-            out = F.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=_last_causal(q, seen) if mask is None else ~mask,
-                dropout_p=dropout,
-                is_causal=mask is None and seen == length,
-                scale=self.softmax_scale,
-                enable_gqa=k.shape[1] != heads,
-            )
-        return out.permute(2, 0, 1, 3).reshape(length, b, heads * v.shape[-1])
-
-
-def _last_causal(query: Tensor, seen: int) -> Optional[Tensor]:
-    """Mask of queries [b, heads, q, d], the last of ``seen`` tokens; None: they are all.
-
-    torch's ``is_causal`` would take them for the first ones. Its lower-right bias spares the
-    fused kernels of an accelerator the mask; a processor's kernel needs it.
-    """
-    length = query.shape[2]
-    if length == seen:
-        return None
-    if query.is_cpu:
-        return torch.ones(length, seen, dtype=torch.bool).tril(seen - length)
-    return causal_lower_right(length, seen)
+        """:func:`attend` with this layer's dropout and scale."""
+        dropout = self.dropout if self.training else 0.0
+        return attend(query, key, value, mask, dropout, self.softmax_scale)

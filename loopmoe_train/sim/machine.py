@@ -8,6 +8,7 @@ from typing import Dict, Optional, Tuple
 
 from loopmoe_train.config.schema import ClusterConfig, EfficiencyConfig, LinkConfig
 from loopmoe_train.errors import Refused
+from loopmoe_train.sim.table import Table, load
 
 GIB = 2.0**30
 # Words that name hardware, in the order in which they are looked for -> preset.
@@ -46,13 +47,13 @@ class Machine:
         attention, attention_backward: rate of fused attention.
         grouped: share of a plain product's rate that grouped ones reach.
         grouped_loop: a grouped product is launched expert by expert.
-        fp32_matmul: rate of products in fp32, as of the router.
         memory: bytes of a device.
         bandwidth: of its memory, as reached.
         reserved: of the memory, for communicators' buffers and the runtime.
         host: bandwidth to the host's memory.
         launch: between two operators on the device.
         host_launch: that the host needs to start an operator.
+        table: measured rates, which count before all of these; None: there are none.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Machine:
     node: int
     reserved: float
     software: str = ""
+    table: Optional[Table] = None
 
 
 def named(preset: str) -> ClusterConfig:
@@ -96,12 +98,19 @@ def named(preset: str) -> ClusterConfig:
 def machine_of(cluster: ClusterConfig) -> Machine:
     """The figures of a cluster preset.
 
+    What the preset leaves open is taken from its table of measured rates, if it names one.
+
     Raises:
-        Refused: the preset lacks one that is needed.
+        Refused: the preset lacks one that is needed, or its table cannot be read.
     """
+    reached = cluster.efficiency
+    table = load(reached.table) if reached.table is not None else None
+    measured = _measured(table) if table is not None else {}
 
     def needed(name: str) -> float:
         value: Optional[float] = getattr(cluster, name)
+        if value is None:
+            value = measured.get(name)
         if value is None:
             raise Refused(
                 f"cluster.{name} is not known of cluster={cluster.name}",
@@ -109,7 +118,6 @@ def machine_of(cluster: ClusterConfig) -> Machine:
             )
         return value
 
-    reached = cluster.efficiency
     bf16, fp32 = needed("peak_tflops_bf16"), needed("peak_tflops_fp32")
     fp8 = cluster.peak_tflops_fp8 or bf16
     fp4 = cluster.peak_tflops_fp4 or fp8
@@ -147,4 +155,19 @@ def machine_of(cluster: ClusterConfig) -> Machine:
         node=cluster.devices_per_node,
         reserved=GIB * cluster.reserved_gib,
         software=cluster.software,
+        table=table,
     )  # fmt: skip
+
+
+def _measured(table: Table) -> Dict[str, float]:
+    """Fields of a preset that a table knows.
+
+    A precision in which nothing was measured counts as fast as the one that was.
+    """
+    found = {}
+    peak, copy = table.best("matmul"), table.largest("vector/copy")
+    if peak is not None:
+        found = {"peak_tflops_bf16": peak / 1e12, "peak_tflops_fp32": peak / 1e12}
+    if copy is not None:
+        found["memory_gbytes_per_s"] = copy / 1e9
+    return found

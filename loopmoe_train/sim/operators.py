@@ -9,9 +9,10 @@ Formulas of kept tensors: arXiv 2205.05198, section 4; MLA: arXiv 2405.04434, se
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import FrozenSet, List
+from typing import FrozenSet, List, Tuple
 
 from loopmoe_train.sim import efficiency
+from loopmoe_train.sim.coverage import Timed, measured
 from loopmoe_train.sim.machine import BYTES, Machine
 from loopmoe_train.sim.shape import Layer
 from loopmoe_train.sim.workload import Workload
@@ -27,6 +28,7 @@ class Operator:
         weights: parameters of its matrices.
         kernels: launches forward; backward takes twice as many.
         flops: of its matrix products, forward.
+        measured: of the three times together, what was measured at this size, and near it.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Operator:
     kernels: int = 1
     weights: float = 0.0
     flops: float = 0.0
+    measured: Tuple[float, float] = (0.0, 0.0)
 
     def recomputed(self, modules: FrozenSet[str]) -> bool:
         """Whether recomputing these modules runs it again."""
@@ -64,24 +67,36 @@ class Rank:
         """[rows, inner] x [inner, columns]; ``keeps``: bytes of its output that stay."""
         kind = precision or self.workload.precision
 
-        def time(m: float, n: float, k: float) -> float:
-            return efficiency.matmul(self.machine, m, n, k, kind, groups)
+        def time(m: float, n: float, k: float, layout: str) -> Timed:
+            return efficiency.matmul(self.machine, m, n, k, kind, groups, layout)
 
         kernels = groups if self.machine.grouped_loop else 1
         if kind in ("fp8", "fp4"):
             kernels *= 3  # both operands are cast and scaled
+        forward = time(rows, columns, inner, "forward")
+        dgrad, wgrad = time(rows, inner, columns, "dgrad"), time(inner, columns, rows, "wgrad")
         return Operator(
-            name, part, time(rows, columns, inner), time(rows, inner, columns),
-            time(inner, columns, rows), keeps, kernels, inner * columns * groups,
-            2 * rows * inner * columns * groups,
+            name, part, forward[0], dgrad[0], wgrad[0], keeps, kernels, inner * columns * groups,
+            2 * rows * inner * columns * groups, measured(forward, dgrad, wgrad),
         )  # fmt: skip
 
     def vector(
-        self, name: str, part: str, forward: float, backward: float, keeps: float, kernels: int = 1
+        self, name: str, part: str, forward: float, backward: float, keeps: float,
+        kernels: int = 1, layout: str = "copy",
+    ) -> Operator:  # fmt: skip
+        """An operator that moves so many bytes; ``layout``: ``copy``, ``norm``, ``activation``."""
+        behind = layout if layout == "copy" else f"{layout}_backward"
+        one = efficiency.vector(self.machine, forward, layout, kernels)
+        two = efficiency.vector(self.machine, backward, behind, kernels)
+        return Operator(
+            name, part, one[0], two[0], 0.0, keeps, kernels, measured=measured(one, two)
+        )
+
+    def norm(
+        self, size: float, keeps: float, name: str = "norm", part: str = "norm", kernels: int = 1
     ) -> Operator:
-        """An operator that moves so many bytes."""
-        move = self.machine.bandwidth
-        return Operator(name, part, forward / move, backward / move, 0.0, keeps, kernels)
+        """An RMSNorm of ``size`` bytes."""
+        return self.vector(name, part, 2 * size, 3 * size, keeps, kernels, "norm")
 
     # -- a layer ---------------------------------------------------------------------------
     def visit(self, layer: Layer) -> List[Operator]:
@@ -90,11 +105,11 @@ class Rank:
         found: List[Operator] = []
         found += self._conditioning(layer)
         # The norm keeps its input (the residual stream) and its output, the product's input.
-        found.append(self.vector("norm", "norm", 2 * state, 3 * state, state))
+        found.append(self.norm(state, state))
         found.append(Operator("residual", "", 0.0, 0.0, 0.0, state, 0))
         found += self._latent(layer) if layer.attention.kv_rank else self._grouped(layer)
         found += self._after(layer, state)
-        found.append(self.vector("norm", "norm", 2 * state, 3 * state, state))
+        found.append(self.norm(state, state))
         found.append(Operator("residual", "", 0.0, 0.0, 0.0, state, 0))
         found += (
             self._experts(layer)
@@ -108,7 +123,7 @@ class Rank:
         """Behind a sublayer: its output norm if there is one, dropout, the sum."""
         found = []
         if layer.norms > 2 or (layer.conditioning is not None and layer.norms > 0):
-            found.append(self.vector("output norm", "norm", 2 * state, 3 * state, state))
+            found.append(self.norm(state, state, "output norm"))
         mask = self.between * self.hidden if self.workload.dropout else 0.0
         found.append(self.vector("add", "", 3 * state + mask, state + 2 * mask, mask))
         return found
@@ -132,29 +147,36 @@ class Rank:
         rows = self.rows
         out = rows * heads * a.v_dim * self.element
         width = a.qk_dim + a.v_dim
+        kind = "fp32" if w.precision == "fp32" else "bf16"
         if a.fused:
             flops = 2 * rows * a.keys_seen(w.sequence) * heads * width
             lse = rows * heads * 4
+            size = None
+            if a.window is None or a.window >= w.sequence:
+                # Context parallelism leaves a rank fewer rows, or fewer heads: the same work.
+                here = max(1, round(rows * heads / w.sequence))
+                size = (w.sequence, here, a.qk_dim, a.v_dim)
+            ahead = efficiency.attention(self.machine, size, flops, kind)
+            behind = efficiency.attention(self.machine, size, 2.5 * flops, kind, backward=True)
             return Operator(
-                "attention", "core_attn", flops / self.machine.attention,
-                2.5 * flops / self.machine.attention_backward, 0.0, out + lse, flops=flops,
+                "attention", "core_attn", ahead[0], behind[0], 0.0, out + lse, flops=flops,
+                measured=measured(ahead, behind),
             )  # fmt: skip
         # Scores of all pairs are written, masked, normalised, dropped out and read again.
         pairs = rows * w.sequence * heads
-        time = (
-            efficiency.matmul(self.machine, w.sequence, w.sequence, a.qk_dim, w.precision,
-                              max(1, round(w.micro_batch * heads)))
-            + efficiency.matmul(self.machine, w.sequence, a.v_dim, w.sequence, w.precision,
-                                max(1, round(w.micro_batch * heads)))
-        )  # fmt: skip
-        e = self.element
+        batch = max(1, round(w.micro_batch * heads))
+        scores = efficiency.matmul(self.machine, w.sequence, w.sequence, a.qk_dim, w.precision,
+                                   batch)  # fmt: skip
+        mixed = efficiency.matmul(self.machine, w.sequence, a.v_dim, w.sequence, w.precision, batch)
+        time, e = scores[0] + mixed[0], self.element
         forward = pairs * (3 * e + (2 * e + 1 if w.dropout else 0))
         backward = pairs * (4 * e + (2 * e + 1 if w.dropout else 0))
         keeps = pairs * (2 * e + 1 if w.dropout else e)
-        move = self.machine.bandwidth
+        one = efficiency.vector(self.machine, forward, kernels=2)
+        two = efficiency.vector(self.machine, backward, kernels=2)
         return Operator(
-            "attention", "core_attn", time + forward / move, 2 * time + backward / move, 0.0,
-            out + keeps, 4,
+            "attention", "core_attn", time + one[0], 2 * time + two[0], 0.0, out + keeps, 4,
+            measured=measured(*3 * (scores, mixed), one, two),
         )  # fmt: skip
 
     def _grouped(self, layer: Layer) -> List[Operator]:
@@ -189,7 +211,7 @@ class Rank:
             latent = between * a.q_rank * e
             found += [
                 self.product("queries down", "", between, self.hidden, a.q_rank, latent),
-                self.vector("latent norm", "", 2 * latent, 3 * latent, latent),
+                self.norm(latent, latent, "latent norm", ""),
                 self.product("queries up", "mla_up_proj", rows, a.q_rank, a.queries / self.tp,
                              rows * a.queries / self.tp * e),
             ]  # fmt: skip
@@ -200,7 +222,7 @@ class Rank:
         found += [
             self.product("keys down", "", between, self.hidden, a.kv_rank + a.rope_dim,
                          latent + rope),
-            self.vector("latent norm", "", 2 * latent, 3 * latent, latent),
+            self.norm(latent, latent, "latent norm", ""),
             self.product("keys up", "mla_up_proj", rows, a.kv_rank, heads * (nope + a.v_dim),
                          rows * heads * a.v_dim * e),
             # rotary, and the shared rotary key copied to every head
@@ -215,7 +237,8 @@ class Rank:
         return [
             self.product("ffn in", part, t, self.hidden, inner / tp, t * inner / tp * e),
             self.vector("activation", f"{part}/act", t * (inner + width) / tp * e,
-                        t * (2 * inner + width) / tp * e, t * width / tp * e),
+                        t * (2 * inner + width) / tp * e, t * width / tp * e,
+                        layout="activation"),
             self.product("ffn out", part, t, width / tp, self.hidden),
         ]  # fmt: skip
 
@@ -234,14 +257,15 @@ class Rank:
         act, act_back = arrived * (inner + width) * e, arrived * (2 * inner + width) * e
         spare = 0.0 if w.probs_first else routed * token
         found = [
-            self.product("router", "", between, h, ffn.experts, 2 * table, precision="bf16"),
+            self.product("router", "", between, h, ffn.experts, 2 * table,
+                         precision="fp32" if w.precision == "fp32" else "bf16"),
             self.vector("top k", "", 4 * table, 4 * table, 0.0, 8),
             self.vector("permute", "moe", gather, gather, 0.0, 3),
             self.vector("sort", "moe", order, order, arrived * token, 3),
             self.product("experts in", "moe", rows, h, inner, arrived * inner * e, here),
             self.vector(
                 "expert activation", "moe/act", ffn.passes * act, ffn.passes * act_back,
-                arrived * width * e,
+                arrived * width * e, layout="activation",
             ),
             self.product("experts out", "moe", rows, width, h, 0.0, here),
             self.vector("unsort", "moe", order, order, 0.0, 3),
@@ -266,7 +290,7 @@ class Rank:
         logits = t * vocabulary / tp
         extra = 0 if self.workload.fused_loss else 4
         return [
-            self.vector("final norm", "", 2 * state, 3 * state, 2 * state),
+            self.norm(state, 2 * state, "final norm", ""),
             self.product("logits", "", t, self.hidden, vocabulary / tp, logits * e),
             self.vector("loss", "", logits * (e + 3 * extra), logits * (e + 2 * extra),
                         logits * extra, 6),
@@ -277,6 +301,6 @@ class Rank:
         t, h = self.between, self.hidden
         state = t * h * self.element
         return [
-            self.vector("norm", "norm", 4 * state, 6 * state, 2 * state, 2),
+            self.norm(2 * state, 2 * state, kernels=2),
             self.product("join", "", t, 2 * h, h, 2 * state),
         ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Dict, List, Optional, Sequence, Tuple
 
 from loopmoe_train.sim.communication import Network
+from loopmoe_train.sim.coverage import Coverage
 from loopmoe_train.sim.machine import Machine
 from loopmoe_train.sim.operators import Operator, Rank
 from loopmoe_train.sim.shape import Layer
@@ -202,17 +203,36 @@ class Stages:
         for kind, again, count in self.counted(stage, chunk):
             one, two = self._visit(kind, again)
             forward, backward = forward + one * count, backward + two * count
-        ends: List[Operator] = []
-        if self.is_first(stage, chunk):
-            ends += self.rank.embedding()
         if self.is_last(stage, chunk):
             depths = self.workload.shape.mtp
-            ends += self.head() * (1 + depths) + self.joint() * depths
             one, two = self._visit(self.placed.last, self.workload.memory.full is not None)
             forward, backward = forward + one * depths, backward + two * depths
+        ends = self._outside(stage, chunk)
         if ends:
             forward, backward = forward + self._forward(ends), backward + self._backward(ends, ())
         return forward, backward
+
+    def coverage(self) -> Coverage:
+        """Where the times of all stages' operators come from, each counted once a micro-batch."""
+        found, depths = Coverage(), self.workload.shape.mtp
+        for stage in range(self.workload.stages):
+            for chunk in range(self.workload.chunks):
+                found += _covered(self._outside(stage, chunk))
+                for kind, _, count in self.counted(stage, chunk):
+                    found += _covered(self.operators(kind)) * count
+                if depths and self.is_last(stage, chunk):
+                    found += _covered(self.operators(self.placed.last)) * depths
+        return found
+
+    def _outside(self, stage: int, chunk: int) -> List[Operator]:
+        """Of a chunk, what belongs to no layer: embedding, heads, joints of predictions."""
+        found: List[Operator] = []
+        if self.is_first(stage, chunk):
+            found += self.rank.embedding()
+        if self.is_last(stage, chunk):
+            depths = self.workload.shape.mtp
+            found += self.head() * (1 + depths) + self.joint() * depths
+        return found
 
     def _visit(self, kind: int, again: bool) -> Tuple[Pass, Pass]:
         key = (kind, again)
@@ -260,3 +280,10 @@ class Stages:
         if self.workload.graphs:
             return device
         return max(device, kernels * self.machine.host_launch)
+
+
+def _covered(operators: Sequence[Operator]) -> Coverage:
+    exact = sum(one.measured[0] for one in operators)
+    near = sum(one.measured[1] for one in operators)
+    whole = sum(one.forward + one.dgrad + one.wgrad for one in operators)
+    return Coverage(exact, near, max(0.0, whole - exact - near))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, Tuple
+from typing import Dict, List, Optional, Tuple
 
 from loopmoe_train.sim import collectives, memory
+from loopmoe_train.sim.coverage import Coverage
 from loopmoe_train.sim.machine import GIB, Machine
 from loopmoe_train.sim.stage import Pass, Passes, Stages
 from loopmoe_train.sim.workload import Workload
@@ -26,12 +27,14 @@ class Estimate:
         parts: where they go, as the slowest stage spends them; their sum is ``seconds``.
         bubble: share of all stages' time in the pipeline that is idle.
         memory: of one rank of every stage.
+        coverage: what measured rates tell of the arithmetic; None without a table of them.
     """
 
     seconds: float
     parts: Dict[str, float]
     bubble: float
     memory: List[memory.Held]
+    coverage: Optional[Coverage] = None
 
     @property
     def peak(self) -> float:
@@ -62,7 +65,8 @@ def estimate_of(stages: Stages, passes: Passes) -> Estimate:
     parts = _parts(workload, passes, slowest)
     parts["bubble"] = pipeline - sum(parts.values())
     parts |= {"data parallel": data, "optimizer": optimizer, "other": _STEP_S}
-    return Estimate(seconds, parts, bubble, memory.held(stages))
+    coverage = stages.coverage() if stages.machine.table is not None else None
+    return Estimate(seconds, parts, bubble, memory.held(stages), coverage)
 
 
 def timeline(workload: Workload, machine: Machine, micro_batches: int = 0) -> Timeline:

@@ -80,6 +80,19 @@ def test_npu_moves_tensors_to_the_current_device(npu: Recorder) -> None:
     assert moved == [(("npu:3",), {"non_blocking": True}), (("npu:1",), {})]
 
 
+def test_npu_names_its_hardware_and_versions(
+    npu: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends.importlib.metadata, "version", {"torch_npu": "2.13.0"}.get)
+    npu.answers["get_device_name"] = "Ascend910B2"
+    backend = backends.create("npu")
+    assert backend.hardware == "Ascend910B2"
+    known = {"torch": torch.__version__, "torch_npu": "2.13.0"}
+    assert backend.software() == known  # an old torch_npu does not tell CANN's
+    npu.utils = SimpleNamespace(get_cann_version=lambda module: "8.3.RC1")  # type: ignore
+    assert backend.software() == {**known, "cann": "8.3.RC1"}
+
+
 def test_more_processes_than_devices_is_refused(npu: Recorder) -> None:
     with pytest.raises(Refused, match="local rank 8 has no npu device: this machine shows 8"):
         backends.create("npu").set_device(8)
@@ -155,6 +168,11 @@ def test_cpu_basics(cpu: CpuBackend) -> None:
     assert cpu.type_string("torch.cuda.FloatTensor") == torch.zeros(1).type()
     assert cpu.is_accelerated(torch.zeros(1))
     assert cpu.supports_bf16
+
+
+def test_cpu_names_its_instructions_and_versions(cpu: CpuBackend) -> None:
+    assert cpu.hardware == f"cpu {torch.backends.cpu.get_cpu_capability()}"
+    assert cpu.software() == {"torch": torch.__version__}
 
 
 def test_cpu_moves_and_pins_nothing(cpu: CpuBackend) -> None:

@@ -9,7 +9,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from loopmoe_kernels.causal_attention import MAX_LENGTH, causal_attention
 from loopmoe_kernels.causal_attention.cases import CASES
 from loopmoe_kernels.causal_attention.reference import causal_attention as definition
-from loopmoe_train.model import attention
+from loopmoe_train.model import attend, attention
 from tests.kernels.compare import assert_equal
 
 
@@ -42,7 +42,7 @@ def test_the_model_uses_it_where_it_fits(
         calls.append(args)
         return causal_attention(*args)
 
-    monkeypatch.setattr(attention, "causal_attention", counted)
+    monkeypatch.setattr(attend, "causal_attention", counted)
     q, k, v = (torch.randn(length, 1, 2, 4).to(dtype) for _ in range(3))
     mask = torch.ones(length, length, dtype=torch.bool).triu(1)[None, None] if masked else None
     out = core(q, k, v, mask)
