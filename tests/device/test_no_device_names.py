@@ -1,4 +1,4 @@
-"""No module outside device/ (and config, spec: pure descriptions) names a device."""
+"""No module outside device/ (and config, spec, sim: pure descriptions) names a device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NAMES = {"cuda", "npu", "nccl", "hccl"}
-MAY_NAME_THEM = {"device", "config", "spec"}
+MAY_NAME_THEM = {"device", "config", "spec", "sim"}
 
 
 def offences(source: str) -> Iterator[str]:
