@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from loopmoe_train.config.rules import problems
 from loopmoe_train.config.schema import RunConfig
@@ -25,12 +25,8 @@ from loopmoe_train.sim.workload import Memory, Workload, workload_of
 from loopmoe_train.spec.grid import Grid
 from loopmoe_train.spec.placement import placement_of
 
-_RECOMPUTE: Tuple[Tuple[str, FrozenSet[str]], ...] = (
-    ("none", frozenset()),
-    ("mla_up_proj", frozenset({"mla_up_proj"})),
-    ("mla_up_proj, moe", frozenset({"mla_up_proj", "moe"})),
-    ("full", frozenset()),
-)
+# What is recomputed, from what costs least time; names of modules with ", " between.
+_RECOMPUTE = ("none", "mla_up_proj", "moe", "mla_up_proj, moe", "full")
 
 
 @dataclass(frozen=True)
@@ -293,11 +289,7 @@ class _Space:
 
     def _least_recompute(self, one: Candidate, found: Found, room: float) -> Optional[str]:
         """The policy that costs least time of those that fit; more only costs more."""
-        for recompute, _ in _RECOMPUTE:
-            if "mla" in recompute and self.run.model.attention.kind != "mla":
-                continue
-            if not self._memory_allowed(recompute):
-                continue
+        for recompute in self._policies():
             found.considered += 1
             stages = self.stages(replace(one, recompute=recompute))
             if memory.fits(stages, room):
@@ -317,14 +309,14 @@ class _Space:
         told = self.fixed.get(_setting(name))
         return values if told is None else (int(told),)
 
-    def _memory_allowed(self, recompute: str) -> bool:
+    def _policies(self) -> Sequence[str]:
         told = self.fixed.get("memory.recompute")
-        if told is None:
-            return True
         if told == "selective":
-            names = ", ".join(self.fixed.get("memory.recompute_modules") or [])
-            return recompute == names
-        return recompute == str(told)
+            return (", ".join(self.run.memory.recompute_modules),)
+        if told is not None:
+            return (str(told),)
+        mla = self.run.model.attention.kind == "mla"
+        return [name for name in _RECOMPUTE if mla or "mla" not in name]
 
     def _placeable(self, pipeline: int, virtual: int) -> bool:
         model = self.run.model
@@ -399,8 +391,10 @@ class _Space:
 
 
 def _memory(work: Workload, recompute: str) -> Memory:
-    full = len(work.shape.order) if recompute == "full" else None
-    return Memory(full, dict(_RECOMPUTE)[recompute])
+    if recompute == "full":
+        return Memory(len(work.shape.order))
+    modules = () if recompute == "none" else recompute.split(", ")
+    return Memory(modules=frozenset(modules))
 
 
 def _setting(name: str) -> str:

@@ -79,6 +79,16 @@ def test_what_is_given_is_kept() -> None:
         assert {name: settings[name] for name in fixed} == fixed
 
 
+def test_a_policy_of_ones_own_is_kept() -> None:
+    run = _run("memory=selective", "memory.recompute_modules=[shared_experts]")
+    fixed: dict[str, Any] = {
+        "memory.recompute": "selective", "memory.recompute_modules": ["shared_experts"]
+    }  # fmt: skip
+    found = search.search(run, _machine(run), top=2, fixed=fixed)
+    assert [one.candidate.recompute for one in found.best] == ["shared_experts"] * 2
+    assert found.best[0].candidate.settings()["memory.recompute_modules"] == ["shared_experts"]
+
+
 def test_less_memory_costs_time() -> None:
     seconds, peaks = [], []
     for gib in (60.3, 24, 14):
