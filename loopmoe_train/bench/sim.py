@@ -50,6 +50,9 @@ def run(rows: Optional[str], out: Optional[str], calibrate: bool) -> Dict[str, A
             write_text(Path(out), json.dumps([_entry(one, factors) for one in found], indent=1))
         except OSError as error:
             raise Refused(f"--json {out}: {error.strerror}", "name another file") from error
+    if not any(one.case is not None for one in found):
+        reasons = sorted({one.skipped for one in found}) or ["it has no rows"]
+        raise Refused(f"{file}: no row can be predicted: {'; '.join(reasons[:5])}")
     table = validate.report(found)
     table["seconds"] = time.perf_counter() - started
     return table

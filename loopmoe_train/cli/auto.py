@@ -39,16 +39,15 @@ def resolve(words: Sequence[str]) -> Tuple[List[str], Optional[Choice]]:
     if AUTO not in words:
         return list(words), None
     from loopmoe_train.cli.layouts import find
-    from loopmoe_train.sim.search import describe
+    from loopmoe_train.sim.search import refusal
 
     others = [word for word in words if word != AUTO]
+    for word in others:
+        if word.startswith("parallel="):
+            raise Refused(f"{AUTO} and {word} contradict each other", "leave one out")
     run, machine, found = find(others, 1, ())
     if not found.best:
-        raise Refused(
-            f"parallel=auto: {run.model.name} fits in no layout on {run.cluster.devices} x "
-            f"{machine.name} ({describe(machine)} may be used)",
-            "more devices, or a smaller model; `loopmoe plan` says what was looked at",
-        )
+        raise refusal(run, machine, found)
     best = found.best[0]
     settings = ["parallel=data", *best.candidate.overrides()]
     print(

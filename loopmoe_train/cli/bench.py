@@ -29,6 +29,7 @@ Every benchmark prints a table and ends with one line `headline: name=value ...`
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
@@ -78,6 +79,8 @@ def run(argv: List[str]) -> int:
             overrides.append(word)
         else:
             names.append(word)
+    if out is not None and not os.access(os.path.dirname(os.path.abspath(out)), os.W_OK):
+        raise Refused(f"--json {out}: its folder cannot be written to", "name another file")
     show: Callable[[Dict[str, Any]], None]
     if names == ["train"]:
         own = ["experiment=bench_train", *overrides]

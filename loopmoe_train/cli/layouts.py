@@ -71,11 +71,8 @@ def report(
     """
     run, machine, found = find(words, top, techniques)
     if not found.best:
-        raise Refused(
-            f"{run.model.name} fits in no layout on {run.cluster.devices} x {machine.name} "
-            f"({searching.describe(machine)} may be used)",
-            "more devices, a smaller global_batch_size or --with swap-optimizer,fine-recompute",
-        )
+        raise searching.refusal(run, machine, found)
+    first = found.best[0].candidate
     figures = {
         "model": run.model.name,
         "cluster": machine.name,
@@ -98,7 +95,9 @@ def report(
         f"{found.seconds:.1f} s. Dropped:",
         *(f"  {count:7} {reason}" for reason, count in found.dropped.items()),
         "",
-        f"run the first: loopmoe train {' '.join([*words, *found.best[0].candidate.overrides()])}",
+        "the trainer does not have all that --with names"
+        if techniques
+        else f"run the first: loopmoe train {' '.join([*words, *first.overrides()])}",
         *_limits(machine),
     ]
     if picture is not None:
@@ -299,6 +298,11 @@ def of_script(
         name, _, value = word.partition("=")
         if name == "cluster":
             preset = value
+        elif "." in name:
+            raise Refused(
+                f"{word}: with --script only cluster=NAME and options of the script count",
+                "as vocab-size=32000, or nnodes=4 for another number of devices",
+            )
         else:
             more += [f"--{name.replace('_', '-')}", *([value] if value else [])]
     try:

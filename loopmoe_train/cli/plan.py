@@ -79,6 +79,10 @@ def run(argv: List[str]) -> int:
             "--model-only, --balance, --draw, --explain, --script and --shapes are several reports",
             "ask for one of them",
         )
+    if given.script and given.draw:
+        raise Refused("--draw is not for --script", "draw a run: --explain ... --draw FILE.png")
+    if given.pareto and (given.script or given.explain or given.shapes or drawn):
+        raise Refused("--pareto is for the search alone", "leave the other report out")
     if given.top < 1:
         raise Refused(f"--top {given.top}: must be at least 1", "e.g. --top 10")
     if given.trace is not None and given.draw is None:
@@ -136,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
            help="other shapes with the model's parameters and FLOPs, by their speed")  # fmt: skip
     layout("--script", metavar="FILE", help="that of a Megatron or MindSpeed launch script")
     layout("--with", dest="techniques", action="append", default=[], metavar="NAME,...",
-           help="techniques that may be used beyond what the trainer has: "
+           help="techniques to simulate beyond what the trainer has: "
            + "; ".join(f"{name}: {words}" for name, words in TECHNIQUES.items()))  # fmt: skip
     overlap = parser.add_argument_group(
         "distinct experts of a token over the iterations (default: independent routing)"

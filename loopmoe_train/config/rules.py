@@ -134,6 +134,7 @@ def _sizes(config: RunConfig) -> Problems:
         value = get(config, path)
         if value is not None and value <= 0:  # type: ignore[operator]
             yield f"{path}={value}: must be above 0, or null"
+    yield from _cluster(config)
     if not 0 < config.data.valid_percent < 100:
         yield f"data.valid_percent={config.data.valid_percent}: must be between 0 and 100"
     if not config.data.source:
@@ -143,6 +144,33 @@ def _sizes(config: RunConfig) -> Problems:
             f"tokenizer.vocab_size={config.tokenizer.vocab_size}: "
             "must be at least 300 (256 byte pieces and the special tokens come first)"
         )
+
+
+def _cluster(config: RunConfig) -> Problems:
+    """Figures that the simulator divides by."""
+    cluster, reached = config.cluster, config.cluster.efficiency
+    for name in ("memory_gib", "memory_gbytes_per_s", "peak_tflops_fp8", "peak_tflops_fp4",
+                 "host_gbytes_per_s", "cores", "devices_per_node"):  # fmt: skip
+        value = getattr(cluster, name)
+        if value is not None and value <= 0:
+            yield f"cluster.{name}={value}: must be above 0"
+    for item in fields(reached):
+        value = getattr(reached, item.name)
+        if item.name.endswith("_us") and value < 0:
+            yield f"cluster.efficiency.{item.name}={value}: must not be negative"
+        elif isinstance(value, float) and not item.name.endswith("_us") and not 0 < value <= 1:
+            yield f"cluster.efficiency.{item.name}={value}: is a share, from above 0 to 1"
+    if cluster.memory_gib is not None and not 0 <= cluster.reserved_gib < cluster.memory_gib:
+        yield (
+            f"cluster.reserved_gib={cluster.reserved_gib}: must be from 0 to below "
+            f"cluster.memory_gib={cluster.memory_gib}"
+        )
+    for number, link in enumerate(cluster.links):
+        if link.gbytes_per_s <= 0 or link.latency_us < 0 or link.devices < 0:
+            yield (
+                f"cluster.links[{number}]: gbytes_per_s must be above 0, latency_us and devices "
+                "not negative"
+            )
 
 
 def _batch(config: RunConfig) -> Problems:

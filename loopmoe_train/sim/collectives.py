@@ -71,7 +71,9 @@ def all_to_all(machine: Machine, group: Group, sent: float) -> float:
     return delay + slowest
 
 
-def hierarchical(machine: Machine, group: Group, tokens: float, token: float, top_k: int) -> float:
+def hierarchical(
+    machine: Machine, group: Group, tokens: float, token: float, top_k: int, imbalance: float = 1.0
+) -> float:
     """Seconds of one way of the expert exchange in two levels.
 
     Every token crosses to each node that holds one of its experts once: all-gather over the ranks
@@ -80,32 +82,35 @@ def hierarchical(machine: Machine, group: Group, tokens: float, token: float, to
     Args:
         tokens: of one rank.
         token: bytes of one.
+        imbalance: rows of the fullest rank over the mean, inside a node.
     """
     tiers = [(link, inside) for link, inside in group.members(machine)]
     inside = max([n for _, n in tiers if n < group.size], default=group.size)
     nodes = group.size // inside
     if nodes < 2:
-        return all_to_all(machine, group, tokens * top_k * token)
+        return all_to_all(machine, group, tokens * top_k * token * imbalance)
     outer = Group(nodes, group.stride * inside)
     inner = Group(inside, group.stride)
     return gather(machine, outer, nodes * tokens * token) + all_to_all(
-        machine, inner, tokens * top_k * token
+        machine, inner, tokens * top_k * token * imbalance
     )
 
 
-def deduplicated(machine: Machine, group: Group, tokens: float, token: float, top_k: int) -> float:
+def deduplicated(
+    machine: Machine, group: Group, tokens: float, token: float, top_k: int, imbalance: float = 1.0
+) -> float:
     """As :func:`hierarchical`, but a token crosses only to nodes that hold an expert of it."""
     inside = max([n for _, n in group.members(machine) if n < group.size], default=group.size)
     nodes = group.size // inside
     if nodes < 2:
-        return all_to_all(machine, group, tokens * top_k * token)
+        return all_to_all(machine, group, tokens * top_k * token * imbalance)
     outer = Group(nodes, group.stride * inside)
     inner = Group(inside, group.stride)
     across = tokens * token * distinct_nodes(nodes, top_k)
     # Both levels run side by side, chunk by chunk (DeepEP).
     return max(
         all_to_all(machine, outer, across),
-        all_to_all(machine, inner, tokens * top_k * token),
+        all_to_all(machine, inner, tokens * top_k * token * imbalance),
     )
 
 
@@ -114,10 +119,10 @@ def distinct_nodes(nodes: int, top_k: int) -> float:
     return nodes * (1 - (1 - 1 / nodes) ** top_k)
 
 
-def point_to_point(machine: Machine, stride: int, size: float) -> float:
-    """Seconds to the rank ``stride`` further."""
+def point_to_point(machine: Machine, reach: int, size: float) -> float:
+    """Seconds to a rank at most ``reach`` - 1 further, over the tier that all of these share."""
     for link in machine.links:
-        if not link.devices or stride < link.devices:
+        if not link.devices or reach <= link.devices:
             rate = link.rate / max(1, link.devices - 1) if link.mesh else link.rate
             return link.latency + size / rate
     link = machine.links[-1]

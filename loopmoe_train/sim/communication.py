@@ -111,7 +111,7 @@ class Network:
         if not ffn.experts:
             return 0.0
         e, h = rank.element, rank.hidden
-        sent = rank.between * ffn.top_k * h * e * self.workload.imbalance
+        sent = rank.between * ffn.top_k * h * e * rank.imbalance
         kind = self.workload.exchange
         time = 0.0
         if groups.expert.size > 1:
@@ -120,11 +120,21 @@ class Network:
                 time += collectives.gather(self.machine, groups.expert, whole)
             elif kind == "hierarchical":
                 time += collectives.hierarchical(
-                    self.machine, groups.expert, rank.between, h * e, ffn.top_k
+                    self.machine,
+                    groups.expert,
+                    rank.between,
+                    h * e,
+                    ffn.top_k,
+                    rank.imbalance,
                 )
             elif kind == "deduplicated":
                 time += collectives.deduplicated(
-                    self.machine, groups.expert, rank.between, h * e, ffn.top_k
+                    self.machine,
+                    groups.expert,
+                    rank.between,
+                    h * e,
+                    ffn.top_k,
+                    rank.imbalance,
                 )
             else:
                 time += collectives.all_to_all(self.machine, groups.expert, sent)
@@ -144,7 +154,8 @@ class Network:
         # Ranks of tensor parallelism send a part each, and gather (arXiv 2104.04473, section 4.1).
         size = self.rank.rows * self.rank.hidden * self.rank.element
         part = size / self.rank.tp
-        time = collectives.point_to_point(self.machine, self.groups.stage_stride, part)
+        reach = self.groups.stage_stride * self.workload.stages
+        time = collectives.point_to_point(self.machine, reach, part)
         if not self.workload.sequence_parallel:
             time += collectives.gather(self.machine, self.groups.tensor, size)
         return time

@@ -124,16 +124,8 @@ def _model(stages: Stages, own: Weights) -> Tuple[float, float, float, float]:
     if workload.memory.reuse_fp32:
         states -= 2 * spread
     if workload.sharding == "full":
-        ranks = grid.data * grid.context
-        weights, gradients = weights / ranks, gradients / ranks
-        largest = (
-            max(
-                layer.dense_parameters(workload.shape.hidden)
-                + layer.expert_parameters(workload.shape.hidden)
-                for layer in workload.shape.layers
-            )
-            / grid.tensor
-        )
+        weights, gradients = element * spread, workload.gradient * spread
+        largest = max(stages.layer_weights(kind).total for kind in range(len(stages.placed.kinds)))
         weights += 2 * element * largest
         gradients += element * largest
     if "optimizer" in workload.memory.swap:

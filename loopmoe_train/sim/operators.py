@@ -58,6 +58,8 @@ class Rank:
         self.between = self.rows / grid.tensor if workload.sequence_parallel else self.rows
         self.element = BYTES[workload.precision]
         self.hidden = workload.shape.hidden
+        # alone, a rank has all experts and all rows of its own tokens
+        self.imbalance = workload.imbalance if grid.expert > 1 else 1.0
 
     # -- pieces ----------------------------------------------------------------------------
     def product(
@@ -245,7 +247,7 @@ class Rank:
     def _experts(self, layer: Layer) -> List[Operator]:
         ffn, e, w = layer.ffn, self.element, self.workload
         between, h = self.between, self.hidden
-        routed = between * ffn.top_k * w.imbalance  # rows that leave, and arrive, on average
+        routed = between * ffn.top_k * self.imbalance  # rows that leave, and arrive, on average
         arrived = routed * self.etp
         here = max(1, ffn.experts // w.grid.expert)
         rows = arrived / here

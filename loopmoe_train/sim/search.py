@@ -93,7 +93,8 @@ class Found:
 
     Attributes:
         best: the fastest that fit, in order.
-        pareto: those that no other beats in both time and memory, by memory.
+        pareto: of those simulated the ones that no other beats in both time and memory, by
+            memory.
         dropped: reason -> number of layouts.
     """
 
@@ -141,40 +142,29 @@ def search(
         if len(scored) >= top and bound > scored[top - 1].estimate.seconds:
             _count(found, "slower at best than the last one shown")
             continue
+        wrong = problems(configured(run, candidate))
+        if wrong:
+            _count(found, wrong[0])
+            continue
         found.simulated += 1
         one = Scored(candidate, stages.workload, step.estimate_of(stages, passes))
         scored.append(one)
         scored.sort(key=lambda each: each.estimate.seconds)
-    found.best = _runnable(run, scored, top, found, not techniques)
+    found.best = scored[:top]
     found.pareto = _pareto(scored)
     found.seconds = time.perf_counter() - started
     if not found.considered and not found.dropped:
+        told = "".join(f", {name}={value}" for name, value in (fixed or {}).items())
         raise Refused(
             f"no layout divides {run.cluster.devices} devices and global_batch_size="
-            f"{run.global_batch_size}",
-            "choose another global batch or number of devices",
+            f"{run.global_batch_size}{told}",
+            "choose others" if told else "choose another global batch or number of devices",
         )
     return found
 
 
 def _count(found: Found, reason: str) -> None:
     found.dropped[reason] = found.dropped.get(reason, 0) + 1
-
-
-def _runnable(
-    run: RunConfig, scored: Sequence[Scored], top: int, found: Found, check: bool
-) -> List[Scored]:
-    """The first ``top`` that the rules of a run allow."""
-    best: List[Scored] = []
-    for one in scored:
-        if len(best) == top:
-            break
-        wrong = problems(configured(run, one.candidate)) if check else []
-        if wrong:
-            _count(found, wrong[0].split(":")[0])
-            continue
-        best.append(one)
-    return best
 
 
 def configured(run: RunConfig, candidate: Candidate) -> RunConfig:
@@ -195,6 +185,20 @@ def _pareto(scored: Sequence[Scored]) -> List[Scored]:
         if not front or one.estimate.seconds < front[-1].estimate.seconds:
             front.append(one)
     return front
+
+
+def refusal(run: RunConfig, machine: Machine, found: Found) -> Refused:
+    """Why there is no layout: the reason that dropped most, and what would help."""
+    where = f"{run.model.name} on {run.cluster.devices} x {machine.name}"
+    fit = [reason for reason in found.dropped if "fit" in reason]
+    others = [reason for reason in found.dropped if "fit" not in reason]
+    if others:
+        reason = max(others, key=lambda name: found.dropped[name])
+        return Refused(f"{where}: no layout is left; most were dropped because {reason}")
+    return Refused(
+        f"{where}: it fits in no layout ({describe(machine)} may be used; {', '.join(fit)})",
+        "more devices, or a smaller model; --with swap-optimizer,fine-recompute shows what they do",
+    )
 
 
 class _Dropped(Exception):
@@ -290,7 +294,6 @@ class _Space:
     def _least_recompute(self, one: Candidate, found: Found, room: float) -> Optional[str]:
         """The policy that costs least time of those that fit; more only costs more."""
         for recompute in self._policies():
-            found.considered += 1
             stages = self.stages(replace(one, recompute=recompute))
             if memory.fits(stages, room):
                 return recompute

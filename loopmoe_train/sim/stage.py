@@ -142,14 +142,14 @@ class Stages:
         shape, tensor = self.workload.shape, self.workload.grid.tensor
         dense = experts = 0.0
         for kind, count in self.placed.owned[stage].items():
-            own = self._layer_weights(kind)
+            own = self.layer_weights(kind)
             dense, experts = dense + count * own.dense, experts + count * own.experts
         table = shape.vocab * shape.hidden / tensor
         alone = self.workload.stages == 1
         if stage == 0:
             dense += table
         if stage == self.workload.stages - 1:
-            own = self._layer_weights(self.placed.last)
+            own = self.layer_weights(self.placed.last)
             dense += shape.hidden + shape.mtp * (own.dense + 2 * shape.hidden**2 / tensor)
             experts += shape.mtp * own.experts
             dense += 0 if shape.tied and alone else table
@@ -157,7 +157,8 @@ class Stages:
             dense += table if shape.mtp and not alone else 0
         return Weights(dense, experts)
 
-    def _layer_weights(self, kind: int) -> Weights:
+    def layer_weights(self, kind: int) -> Weights:
+        """Parameters of a layer of this kind on one rank."""
         if kind not in self._parameters:
             layer, grid = self.placed.kinds[kind], self.workload.grid
             hidden, attention = self.workload.shape.hidden, layer.attention

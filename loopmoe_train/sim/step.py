@@ -83,14 +83,15 @@ def timeline(workload: Workload, machine: Machine, micro_batches: int = 0) -> Ti
 def lower_bound(stages: Stages, passes: Passes) -> float:
     """Seconds that a step takes at least: the busiest stage without waiting."""
     workload = stages.workload
-    busy = max(
-        sum(one.total for chunk in range(workload.chunks) for one in passes[stage, chunk])
-        for stage in range(workload.stages)
-    )
-    first = sum(passes[0, chunk][0].total for chunk in range(1))
-    fill = (workload.stages - 1) * first
+    # A stage begins when the first micro-batch has come through those before it, and what it
+    # ends with still goes back through them.
+    longest = before = 0.0
+    for stage in range(workload.stages):
+        busy = sum(one.total for chunk in range(workload.chunks) for one in passes[stage, chunk])
+        longest = max(longest, before + workload.micro_batches * busy)
+        before += sum(one.total for one in passes[stage, 0])
     optimizer = max(_optimizer(stages, stage) for stage in {0, workload.stages - 1})
-    return workload.micro_batches * busy + fill + optimizer + _STEP_S
+    return longest + optimizer + _STEP_S
 
 
 def _replay(workload: Workload, passes: Passes, transfer: float, micro: int) -> Timeline:

@@ -50,7 +50,7 @@ MISTAKES = {
     "data data.source=/nowhere data.path={tmp}/d": "does not exist",
     "data --forse": "write forse=VALUE",
     "tokenizer tokenizer.kind=bpee data.path={tmp}/d": "did you mean bpe?",
-    "plan model=loopmoe_9b": "fits in no layout",
+    "plan model=loopmoe_9b": "it fits in no layout",
     "plan --model-only model=loopmoe_4b": "did you mean",
     "plan --model-only model.moe.topk=2": "did you mean model.moe.top_k",
     "plan --model-only --jsn f": "unrecognized arguments: --jsn",

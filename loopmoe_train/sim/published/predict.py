@@ -54,8 +54,8 @@ def case_of(row: Row) -> Case:
         Skipped: why it cannot be predicted.
     """
     unit, metric = row.unit, row.metric
-    if row.value != row.value:
-        raise Skipped("its value is no number")
+    if not 0 < row.value < float("inf"):
+        raise Skipped("its value is no number above 0")
     if metric.startswith("MFU_relative"):
         raise Skipped("relative to another run")
     work = published.workload(row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass
 from typing import Dict, Hashable, List, Sequence, Tuple
@@ -46,7 +47,9 @@ class Ranking:
 
 
 def errors(pairs: Sequence[Tuple[float, float]]) -> Errors:
-    """Of (predicted, measured) pairs."""
+    """Of (predicted, measured) pairs; not a number of none."""
+    if not pairs:
+        return Errors(0, math.nan, math.nan, math.nan)
     signed = [predicted / measured - 1 for predicted, measured in pairs]
     size = sorted(abs(one) for one in signed)
     return Errors(
@@ -81,8 +84,14 @@ def ranking(found: Sequence[Tuple[Row, float, float]]) -> Ranking:
         taus.append(tau_b(pairs))
         best = min(measured for _, measured in pairs)
         order = sorted(pairs)
-        regrets.append(order[0][1] / best - 1)
-        hits.append(min(measured for _, measured in order[:3]) == best)
+        # a method that cannot tell some apart may take any of them
+        first = [measured for predicted, measured in order if predicted <= order[0][0] * 1.000001]
+        regrets.append(statistics.mean(first) / best - 1)
+        third = order[2][0]
+        hits.append(
+            any(m == best for p, m in order[:3])
+            and sum(p <= third * 1.000001 for p, _ in order) <= LEAST
+        )
     if not taus:
         return Ranking(0, float("nan"), float("nan"), float("nan"), float("nan"))
     return Ranking(

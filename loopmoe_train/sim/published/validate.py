@@ -155,7 +155,7 @@ def _memory(found: Sequence[Prediction]) -> Dict[str, Any]:
     fits = sum(predicted <= case.machine.memory for predicted, _, case in peaks)
     return {
         "groups": {name: asdict(score.errors(some)) for name, some in sorted(families.items())},
-        "all": asdict(score.errors([(p, m) for p, m, _ in pairs])) if pairs else {},
+        "all": asdict(score.errors([(p, m) for p, m, _ in pairs])),
         "margin_p95": score.quantile(under, 0.95) if under else math.nan,
         "confusion": {
             "fits, predicted to fit": fits,
