@@ -49,19 +49,18 @@ def resolve(words: Sequence[str]) -> Tuple[List[str], Optional[Choice]]:
     if not found.best:
         raise refusal(run, machine, found)
     best = found.best[0]
+    memory = best.estimate.peak
+    if run.cluster.device == "cpu":
+        memory += machine.reserved  # what is measured there is all of the process
     settings = ["parallel=data", *best.candidate.overrides()]
     print(
         f"parallel=auto: {found.considered} layouts, {found.seconds:.1f} s; chosen: "
         f"{' '.join(best.candidate.overrides())}"
     )
     print(
-        f"predicted: {best.estimate.seconds:.3g} s a step, {best.estimate.peak_gib:.2f} GiB a "
-        "process",
+        f"predicted: {best.estimate.seconds:.3g} s a step, {memory / GIB:.2f} GiB a process",
         flush=True,
     )
-    memory = best.estimate.peak
-    if run.cluster.device == "cpu":
-        memory += machine.reserved  # what is measured there is all of the process
     # What the user set himself comes last, as it does in the search.
     return [*settings, *others], Choice(settings, best.estimate.seconds, memory / GIB)
 
