@@ -62,7 +62,7 @@ def test_a_long_schedule_is_continued(machine: Machine, pipeline: int, chunks: i
     assert short == pytest.approx(whole, rel=1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     pipeline=st.sampled_from([1, 2, 4]), chunks=st.sampled_from([1, 2]),
     micro=st.sampled_from([4, 8, 12]), tensor=st.sampled_from([1, 2, 8]),

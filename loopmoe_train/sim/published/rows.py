@@ -134,11 +134,13 @@ def machine(row: Row) -> Machine:
 # -- reading the columns -----------------------------------------------------------------------
 def _number(fields: Dict[str, str], name: str) -> Optional[int]:
     found = re.match(r"-?\d+", fields[name])
-    if found and int(found[0]) < (0 if name in _MAY_BE_ZERO else 1):
+    least = 0 if name in _MAY_BE_ZERO else 1
+    if found and not least <= int(found[0]) <= (_MOST_LAYERS if name == "layers" else 10**9):
         raise Skipped(f"{name}={found[0]} is no size")
     return int(found[0]) if found else None
 
 
+_MOST_LAYERS = 2000
 _MAY_BE_ZERO = ("num_experts", "shared", "vpp", "ep", "etp", "topk", "kv_heads", "dp")
 
 
