@@ -5,6 +5,7 @@ usage: loopmoe bench train [--against megatron] [--json FILE] [setting=value ...
        loopmoe bench checkpoint [--json FILE] [setting=value ...]
        loopmoe bench iter_adaln [--json FILE] [setting=value ...]
        loopmoe bench pipeline [--json FILE] [setting=value ...]
+       loopmoe bench sim [--rows CSV] [--json OUT]
        loopmoe bench ops [--quick] [--json FILE] [setting=value ...]
 
   train   tokens/s of 2 ranks with expert parallelism against megatron-core's own GPTModel
@@ -18,6 +19,8 @@ usage: loopmoe bench train [--against megatron] [--json FILE] [setting=value ...
   pipeline  idle time and memory of the loop pipeline against its body on one stage and against
           untied layers: by replay of the schedules, of core's schedules on ranks that wait
           instead of computing, and of a real model on two stages.
+  sim     the simulator on published runs beside three baselines; --rows: on those of another file
+          with the same columns, --json: its prediction, or why there is none, for every row.
   ops     rates of matrix products, grouped products, attention and vector operators by size, in
           one process (cluster.devices=2: in two at once, as training shares a processor), in 7
           rounds (steps=7); --quick: a few small ones. --json FILE writes the table for the

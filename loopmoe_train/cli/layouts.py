@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from loopmoe_train.cli.drawing import write_timeline, written
+from loopmoe_train.cli.numbers import short
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused
 from loopmoe_train.sim import search as searching
@@ -15,7 +16,8 @@ from loopmoe_train.sim.architecture import explore
 from loopmoe_train.sim.machine import GIB, Machine, machine_of, named
 from loopmoe_train.sim.memory import Held
 from loopmoe_train.sim.scripts import launch
-from loopmoe_train.sim.search import Candidate, Found, Scored
+from loopmoe_train.sim.search import Found, Scored
+from loopmoe_train.sim.space import Candidate, describe, usable
 from loopmoe_train.sim.step import Estimate, estimate, timeline
 from loopmoe_train.sim.techniques import using
 from loopmoe_train.sim.workload import Workload, workload_of
@@ -87,7 +89,7 @@ def report(
     lines = [
         f"{run.model.name} on {run.cluster.devices} x {machine.name}, sequences of "
         f"{run.sequence_length}, {run.global_batch_size} a step; "
-        f"{searching.describe(machine)} may be used",
+        f"{describe(machine)} may be used",
         "",
         *_table(found.best),
         "",
@@ -128,7 +130,7 @@ def _table(best: Sequence[Scored]) -> List[str]:
             [str(number), *(str(size) for size in (
                 c.tensor, c.context, c.pipeline, c.virtual, c.expert, c.expert_tensor,
                 one.workload.grid.data, c.micro_batch)),
-             c.recompute, c.exchange, f"{e.seconds:.3g} s", _count(one.tokens_per_s()),
+             c.recompute, c.exchange, f"{e.seconds:.3g} s", short(one.tokens_per_s()),
              f"{e.bubble:.1%}", f"{e.peak_gib:.1f} GiB",
              _why(e, best[0].estimate) if number > 1 else ""]
         )  # fmt: skip
@@ -149,17 +151,9 @@ def _why(one: Estimate, best: Estimate) -> str:
     return f"{part} +{more[part] / best.seconds:.0%}"
 
 
-def _count(value: float) -> str:
-    for unit, size in (("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
-
-
 def _limits(machine: Machine) -> List[str]:
-    where = f" (figures of {machine.software})" if machine.software else ""
     return [
-        f"Rates are those of configs/cluster/{machine.name}.yaml{where}; `loopmoe bench sim` says "
+        f"Rates are those of configs/cluster/{machine.name}.yaml; `loopmoe bench sim` says "
         "how far such predictions are off."
     ]
 
@@ -177,7 +171,7 @@ def _draw(found: Found, machine: Machine, picture: str, name: str) -> None:
     written(
         picture,
         lambda: plot_pareto(
-            points(found.pareto), points(found.best), searching.usable(machine) / GIB, picture, name
+            points(found.pareto), points(found.best), usable(machine) / GIB, picture, name
         ),
     )
 
@@ -214,7 +208,7 @@ def shapes(words: Sequence[str], top: int) -> Tuple[Dict[str, Any], str]:
             ["*" if one is own else str(number), str(m.hidden_size), str(m.attention.num_heads),
              layers, str(m.loop.iterations), str(m.moe.num_experts), str(m.moe.top_k),
              str(m.moe.expert_hidden_size), f"{one.parameters - 1:+.1%}", f"{one.flops - 1:+.1%}",
-             f"{one.best.estimate.seconds:.3g} s", _count(one.best.tokens_per_s()),
+             f"{one.best.estimate.seconds:.3g} s", short(one.best.tokens_per_s()),
              str(c.tensor), str(c.pipeline), str(c.expert)]
         )  # fmt: skip
     figures = {
@@ -339,7 +333,7 @@ def explained(name: str, work: Workload, machine: Machine) -> Tuple[Dict[str, An
         "parts_s": found.parts,
         "memory_bytes": [vars(one) for one in found.memory],
         "peak_gib": found.peak_gib,
-        "fits": found.peak <= searching.usable(machine),
+        "fits": found.peak <= usable(machine),
     }
     lines = [
         f"{name} on {grid.world} x {machine.name}: TP {grid.tensor}, CP {grid.context}, "
@@ -347,8 +341,9 @@ def explained(name: str, work: Workload, machine: Machine) -> Tuple[Dict[str, An
         f"ETP {grid.expert_tensor}; {work.micro_batches} micro-batches of {work.micro_batch} "
         f"x {work.sequence} tokens",
         "",
-        f"step {found.seconds:.4g} s, {_count(rate)} tokens/s, {rate / grid.world:.4g} per device, "
-        f"MFU {mfu:.1%} (causal attention, recomputation not counted), bubble {found.bubble:.1%}",
+        f"step {found.seconds:.4g} s, {short(rate)} tokens/s, "
+        f"{rate / grid.world:.4g} per device, MFU {mfu:.1%} "
+        f"(causal attention, recomputation not counted), bubble {found.bubble:.1%}",
     ]
     width = max(len(part) for part in found.parts)
     lines += [
@@ -361,7 +356,7 @@ def explained(name: str, work: Workload, machine: Machine) -> Tuple[Dict[str, An
         lines += ["", f"table: {found.coverage}"]
     lines += ["", *_stages(found.memory)]
     verdict = "fits" if figures["fits"] else "DOES NOT FIT"
-    lines += ["", f"{verdict}: {found.peak_gib:.1f} GiB; {searching.describe(machine)} may be used"]
+    lines += ["", f"{verdict}: {found.peak_gib:.1f} GiB; {describe(machine)} may be used"]
     return figures, "\n".join([*lines, *_limits(machine)])
 
 

@@ -13,6 +13,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from loopmoe_train.cli.arguments import Parser
 from loopmoe_train.cli.drawing import draw
+from loopmoe_train.cli.numbers import short
 from loopmoe_train.config.schema import ModelConfig, RunConfig
 from loopmoe_train.errors import Refused
 from loopmoe_train.files import write_text
@@ -203,7 +204,7 @@ def _table(report: Dict[str, Any]) -> Iterator[str]:
         rows.append((label, cells))
 
     def counts(label: str, key: str) -> None:
-        row(label, [_count(model["parameters"][key]) for model in models])
+        row(label, [short(model["parameters"][key]) for model in models])
 
     row("layers (visits)", [f"{m['unique_layers']} ({m['depth']})" for m in models])
     counts("parameters", "total")
@@ -215,10 +216,10 @@ def _table(report: Dict[str, Any]) -> Iterator[str]:
         counts("MTP active, apart", "mtp_active")
     for direction in ("forward", "backward"):
         flops = [model["flops_per_token"][direction] for model in models]
-        row(f"FLOPs per token, {direction}", [_count(each["total"]) for each in flops])
+        row(f"FLOPs per token, {direction}", [short(each["total"]) for each in flops])
         for part, label in _PARTS.items():
             if any(each[part] for each in flops):
-                row(f"  {label}", [_count(each[part]) for each in flops])
+                row(f"  {label}", [short(each[part]) for each in flops])
     row("rho = A_attn / A_ffn", [f"{m['attention_ffn_ratio']:.4f}" for m in models])
     row("distinct experts", [f"{m['unique_experts']:.1f} of {m['num_experts']}" for m in models])
 
@@ -231,14 +232,6 @@ def _table(report: Dict[str, Any]) -> Iterator[str]:
         f"FLOPs at sequence_length={report['sequence_length']}, causal. rho counts weights once; "
         f"distinct experts of a token in one looped layer: {report['unique_experts_from']}."
     )
-
-
-def _count(value: float) -> str:
-    """Four digits and a unit: 3.182B; ``-`` for nothing."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:#.4g}{unit}"
-    return f"{value:.4g}" if value else "-"
 
 
 # -- balancing ---------------------------------------------------------------------------------
@@ -267,8 +260,8 @@ def _balance(
         "model": asdict(looped),
     }
     rows = [("", reference.name, looped.name, "")]
-    for label, key, show in (("N, parameters", "parameters", _count),
-                             ("F, forward FLOPs per token", "flops", _count),
+    for label, key, show in (("N, parameters", "parameters", short),
+                             ("F, forward FLOPs per token", "flops", short),
                              ("rho, attention / FFN", "ratio", "{:.4f}".format)):  # fmt: skip
         rows.append((label, show(getattr(target, key)), show(getattr(reached, key)),
                      f"{100 * report['residuals'][key]:+.2f} %"))  # fmt: skip

@@ -188,7 +188,6 @@ class ClusterConfig:
     host_gbytes_per_s: float = 20.0  # to the host's memory and back, of one device
     links: List[LinkConfig] = field(default_factory=list)
     efficiency: EfficiencyConfig = field(default_factory=EfficiencyConfig)
-    software: str = ""  # version that the figures are of
 
 
 @dataclass

@@ -84,34 +84,25 @@ def hierarchical(
         token: bytes of one.
         imbalance: rows of the fullest rank over the mean, inside a node.
     """
-    tiers = [(link, inside) for link, inside in group.members(machine)]
-    inside = max([n for _, n in tiers if n < group.size], default=group.size)
-    nodes = group.size // inside
-    if nodes < 2:
-        return all_to_all(machine, group, tokens * top_k * token * imbalance)
-    outer = Group(nodes, group.stride * inside)
-    inner = Group(inside, group.stride)
-    return gather(machine, outer, nodes * tokens * token) + all_to_all(
-        machine, inner, tokens * top_k * token * imbalance
-    )
+    outer, inner = _levels(machine, group)
+    across = gather(machine, outer, outer.size * tokens * token)
+    return across + all_to_all(machine, inner, tokens * top_k * token * imbalance)
 
 
 def deduplicated(
     machine: Machine, group: Group, tokens: float, token: float, top_k: int, imbalance: float = 1.0
 ) -> float:
-    """As :func:`hierarchical`, but a token crosses only to nodes that hold an expert of it."""
+    """As :func:`hierarchical`, but a token crosses only to nodes that hold an expert of it, and
+    both levels run side by side, chunk by chunk (DeepEP)."""
+    outer, inner = _levels(machine, group)
+    across = all_to_all(machine, outer, tokens * token * distinct_nodes(outer.size, top_k))
+    return max(across, all_to_all(machine, inner, tokens * top_k * token * imbalance))
+
+
+def _levels(machine: Machine, group: Group) -> Tuple[Group, Group]:
+    """The ranks of equal place in their nodes, and those of one node; one of 1 if all are there."""
     inside = max([n for _, n in group.members(machine) if n < group.size], default=group.size)
-    nodes = group.size // inside
-    if nodes < 2:
-        return all_to_all(machine, group, tokens * top_k * token * imbalance)
-    outer = Group(nodes, group.stride * inside)
-    inner = Group(inside, group.stride)
-    across = tokens * token * distinct_nodes(nodes, top_k)
-    # Both levels run side by side, chunk by chunk (DeepEP).
-    return max(
-        all_to_all(machine, outer, across),
-        all_to_all(machine, inner, tokens * top_k * token * imbalance),
-    )
+    return Group(group.size // inside, group.stride * inside), Group(inside, group.stride)
 
 
 def distinct_nodes(nodes: int, top_k: int) -> float:

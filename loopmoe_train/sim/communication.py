@@ -12,6 +12,9 @@ from loopmoe_train.sim.shape import Layer
 
 # What MC2, CoC or user buffers hide of a gather or scatter beside its product.
 _TENSOR_HIDDEN = 0.7
+_IN_LEVELS = {
+    "hierarchical": collectives.hierarchical, "deduplicated": collectives.deduplicated
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -118,23 +121,9 @@ class Network:
             if kind == "allgather":
                 whole = rank.between * h * e * groups.expert.size
                 time += collectives.gather(self.machine, groups.expert, whole)
-            elif kind == "hierarchical":
-                time += collectives.hierarchical(
-                    self.machine,
-                    groups.expert,
-                    rank.between,
-                    h * e,
-                    ffn.top_k,
-                    rank.imbalance,
-                )
-            elif kind == "deduplicated":
-                time += collectives.deduplicated(
-                    self.machine,
-                    groups.expert,
-                    rank.between,
-                    h * e,
-                    ffn.top_k,
-                    rank.imbalance,
+            elif kind in _IN_LEVELS:
+                time += _IN_LEVELS[kind](
+                    self.machine, groups.expert, rank.between, h * e, ffn.top_k, rank.imbalance
                 )
             else:
                 time += collectives.all_to_all(self.machine, groups.expert, sent)

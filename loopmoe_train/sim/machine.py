@@ -72,7 +72,6 @@ class Machine:
     links: Tuple[Link, ...]
     node: int
     reserved: float
-    software: str = ""
     table: Optional[Table] = None
 
 
@@ -154,7 +153,6 @@ def machine_of(cluster: ClusterConfig) -> Machine:
         ),
         node=cluster.devices_per_node,
         reserved=GIB * cluster.reserved_gib,
-        software=cluster.software,
         table=table,
     )  # fmt: skip
 

@@ -14,6 +14,8 @@ from typing import List, Tuple
 from loopmoe_train.sim.stage import Stages, Weights
 from loopmoe_train.spec.schedule import table
 
+MARGIN = 0.08  # an underestimated peak within it still runs: a search keeps as much free
+
 
 @dataclass(frozen=True)
 class Held:
@@ -113,13 +115,10 @@ def _stage(stages: Stages, stage: int) -> Held:
 
 def _model(stages: Stages, own: Weights) -> Tuple[float, float, float, float]:
     """Bytes of weights, gradients, states, and of the moments among the states."""
-    workload, grid = stages.workload, stages.workload.grid
+    workload = stages.workload
     element = 4 if workload.precision == "fp32" else 2
     weights, gradients = element * own.total, workload.gradient * own.total
-    # A distributed optimizer: dense over data x context ranks, experts over theirs.
-    spread = own.total
-    if workload.sharding != "none":
-        spread = own.dense / (grid.data * grid.context) + own.experts / grid.expert_data
+    spread = stages.updated(own)
     states, moments = workload.states * spread, 8 * spread
     if workload.memory.reuse_fp32:
         states -= 2 * spread

@@ -166,7 +166,7 @@ class Shape:
         )
         return own + self.vocab * self.hidden * (1 if self.tied else 2) + self.hidden
 
-    def train_flops(self, sequence: int, vocab: bool = True) -> float:
+    def train_flops(self, sequence: int) -> float:
         """Matrix FLOPs of forward and backward of one token; attention causal, MTP counted."""
         d, total = self.hidden, 0.0
         visits = [self.layers[index] for index in self.order] + [self.layers[-1]] * self.mtp
@@ -183,8 +183,7 @@ class Shape:
             if layer.conditioning is not None:
                 total += 2 * layer.conditioning.parameters(d)
         total += self.mtp * 4 * d * d
-        if vocab:
-            total += 2 * d * self.vocab * (1 + self.mtp)
+        total += 2 * d * self.vocab * (1 + self.mtp)
         return 3 * total
 
 

@@ -157,6 +157,14 @@ class Stages:
             dense += table if shape.mtp and not alone else 0
         return Weights(dense, experts)
 
+    def updated(self, own: Weights) -> float:
+        """Parameters whose states a rank holds and updates: of a distributed optimizer dense ones
+        are spread over data x context ranks, experts over theirs."""
+        grid = self.workload.grid
+        if self.workload.sharding == "none":
+            return own.total
+        return own.dense / (grid.data * grid.context) + own.experts / grid.expert_data
+
     def layer_weights(self, kind: int) -> Weights:
         """Parameters of a layer of this kind on one rank."""
         if kind not in self._parameters:

@@ -173,11 +173,10 @@ def _data_parallel(stages: Stages, stage: int, passes: Passes) -> float:
     own = stages.weights(stage)
     reduce = gathering = 0.0
     for size, group in ((own.dense, groups.data), (own.experts, groups.expert_data)):
-        scatter = collectives.gather(machine, group, workload.gradient * size)
         if workload.sharding == "none":
-            reduce += 2 * scatter
+            reduce += collectives.all_reduce(machine, group, workload.gradient * size)
         else:
-            reduce += scatter
+            reduce += collectives.gather(machine, group, workload.gradient * size)
             gathering += collectives.gather(machine, group, 2 * size)
     last = sum(passes[stage, chunk][1].total for chunk in range(workload.chunks))
     first = sum(passes[stage, chunk][0].total for chunk in range(workload.chunks))
@@ -190,12 +189,8 @@ def _data_parallel(stages: Stages, stage: int, passes: Passes) -> float:
 
 
 def _optimizer(stages: Stages, stage: int) -> float:
-    workload, machine, grid = stages.workload, stages.machine, stages.workload.grid
-    own = stages.weights(stage)
-    if workload.sharding == "none":
-        updated = own.total
-    else:
-        updated = own.dense / (grid.data * grid.context) + own.experts / grid.expert_data
+    workload, machine = stages.workload, stages.machine
+    updated = stages.updated(stages.weights(stage))
     time = _OPTIMIZER_BYTES * updated / machine.bandwidth
     if "optimizer" in workload.memory.swap:
         time = max(time, 24 * updated / machine.host)

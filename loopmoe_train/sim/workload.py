@@ -120,10 +120,6 @@ class Workload:
         return self.global_batch * self.sequence
 
 
-_MODULES = {"core_attn": "core_attn", "mla_up_proj": "mla_up_proj", "mlp": "mlp", "moe": "moe",
-            "shared_experts": "shared_experts"}  # fmt: skip
-
-
 def workload_of(run: RunConfig) -> Workload:
     """The workload of a run.
 
@@ -149,11 +145,7 @@ def workload_of(run: RunConfig) -> Workload:
         states=8.0 if run.precision == "fp32" else 12.0,
         memory=Memory(
             full=max(map(len, placement.slots)) if run.memory.recompute == "full" else None,
-            modules=frozenset(
-                _MODULES[name]
-                for name in run.memory.recompute_modules
-                if run.memory.recompute == "selective"
-            ),
+            modules=frozenset(run.memory.recompute_modules),  # empty but for `selective`
         ),
         overlap=Overlap(
             gradients=parallel.overlap_grad_reduce,
@@ -191,15 +183,3 @@ def without_idle(
     left = sorted(place for slot in slots for place in slot if place not in idle)
     number = {place: new for new, place in enumerate(left)}
     return tuple(tuple(number[place] for place in slot if place in number) for slot in slots)
-
-
-# Options that hide the experts' exchange behind arithmetic, and the share of it that they hide.
-_HIDING = (
-    ("moe-fb-overlap", 0.8), ("overlap-moe-expert-parallel", 0.8), ("DualPipe", 0.9),
-    ("moe-alltoall-overlap", 0.3),
-)  # fmt: skip
-
-
-def hidden_exchange(options: str) -> float:
-    """The share of the experts' exchange that is hidden with these options."""
-    return next((share for word, share in _HIDING if word in options), 0.0)

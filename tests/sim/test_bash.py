@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from loopmoe_train.errors import Refused
 from loopmoe_train.sim.scripts.bash.shell import Shell
 
-BASH = shutil.which("bash")
+BASH = shutil.which("bash") or "bash"
 
 
 def commands(text: str, **variables: str) -> List[Tuple[str, ...]]:
@@ -142,7 +142,6 @@ PARTS = (
 )  # fmt: skip
 
 
-@pytest.mark.skipif(BASH is None, reason="no bash to compare with")
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from(PARTS), max_size=8))
 def test_words_are_those_of_bash(parts: List[str]) -> None:
@@ -153,7 +152,6 @@ def test_words_are_those_of_bash(parts: List[str]) -> None:
     text = "A='one  two'; B=; C='x y'; N=6; L=(--a 1 'p q' ''); E=(); D=\"$N*2\"\nshow "
     text += "".join(parts)
     told = 'exec 7>&1; show() { printf \'%s\\0\' "$#" "$@" >&7; }; cat() { :; }\n'
-    assert BASH is not None
     done = subprocess.run([BASH, "-c", told + text], capture_output=True, text=True)
     if done.stderr or "command not found" in done.stdout:
         return  # bash cannot read it

@@ -12,8 +12,9 @@ from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused
 from loopmoe_train.sim import memory, search, step
 from loopmoe_train.sim.machine import Machine, machine_of
-from loopmoe_train.sim.search import Found
+from loopmoe_train.sim.space import Space, configured, usable
 from loopmoe_train.sim.techniques import TECHNIQUES, using
+from loopmoe_train.sim.workload import workload_of
 
 
 def _run(*words: str) -> RunConfig:
@@ -35,10 +36,9 @@ def test_nothing_better_is_missed(words: tuple[str, ...]) -> None:
     run = _run(*words)
     machine = _machine(run)
     found = search.search(run, machine, top=5)
-    space = search._Space(run, machine, (), {})
-    everything = Found()
+    space = Space(run, machine, (), {})
     times = sorted(
-        step.estimate_of(stages, stages.passes()).seconds for _, stages in space.fitting(everything)
+        step.estimate_of(stages, stages.passes()).seconds for _, stages in space.fitting({})
     )
     assert found.simulated < len(times)
     assert [one.estimate.seconds for one in found.best] == pytest.approx(times[:5])
@@ -51,8 +51,8 @@ def test_what_comes_out_runs_and_fits(model: str) -> None:
     found = search.search(run, machine, top=8)
     assert len(found.best) == 8
     for one in found.best:
-        assert not problems(search.configured(run, one.candidate))
-        assert one.estimate.peak <= search.usable(machine)
+        assert not problems(configured(run, one.candidate))
+        assert one.estimate.peak <= usable(machine)
         assert one.workload.grid.world == 32
         # the workload of the run that it becomes is the one that was simulated
         again = compose(
@@ -60,7 +60,7 @@ def test_what_comes_out_runs_and_fits(model: str) -> None:
              "sequence_length=4096", "global_batch_size=32", "precision=bf16",
              *one.candidate.overrides()]
         )  # fmt: skip
-        seconds = step.estimate(search.workload_of(again), machine).seconds
+        seconds = step.estimate(workload_of(again), machine).seconds
         assert seconds == pytest.approx(one.estimate.seconds)
     order = [one.estimate.seconds for one in found.best]
     assert order == sorted(order)
@@ -136,7 +136,7 @@ def test_every_technique_does_something(name: str) -> None:
          "micro_batch_size=1", "parallel.expert_tensor_parallel_size=1"]
     )  # fmt: skip
     machine = _machine(run)
-    work = search.workload_of(run)
+    work = workload_of(run)
     before = step.estimate(work, machine)
     after = step.estimate(using(work, [name]), machine)
     if name in ("fine-recompute", "swap-optimizer"):
@@ -148,7 +148,7 @@ def test_every_technique_does_something(name: str) -> None:
 def test_the_fullest_stage_counts() -> None:
     run = _run("model=vanilla_3b")
     machine = _machine(run)
-    space = search._Space(run, machine, (), {})
-    for candidate, stages in space.fitting(Found()):
+    space = Space(run, machine, (), {})
+    for candidate, stages in space.fitting({}):
         assert memory.peak(stages) == max(one.total for one in memory.held(stages))
-        assert memory.fits(stages, search.usable(machine)), candidate
+        assert memory.fits(stages, usable(machine)), candidate

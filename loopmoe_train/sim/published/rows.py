@@ -16,6 +16,7 @@ from loopmoe_train.errors import Refused
 from loopmoe_train.sim.machine import HARDWARE, Machine, machine_of, named
 from loopmoe_train.sim.published.models import known
 from loopmoe_train.sim.published.software import SOFTWARE
+from loopmoe_train.sim.scripts.options import hidden_exchange
 from loopmoe_train.sim.shape import Attention, Ffn, Layer, Shape
 from loopmoe_train.sim.workload import (
     IMBALANCE,
@@ -23,7 +24,6 @@ from loopmoe_train.sim.workload import (
     Overlap,
     Workload,
     even_slots,
-    hidden_exchange,
     without_idle,
 )
 from loopmoe_train.spec.grid import Grid

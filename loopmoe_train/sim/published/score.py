@@ -57,12 +57,11 @@ def errors(pairs: Sequence[Tuple[float, float]]) -> Errors:
     )
 
 
-def quantile(ordered: Sequence[float], share: float) -> float:
-    """Of sorted values, with interpolation."""
-    place = share * (len(ordered) - 1)
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+def quantile(values: Sequence[float], share: float) -> float:
+    """With interpolation."""
+    import numpy
+
+    return float(numpy.quantile(values, share))
 
 
 def comparable(row: Row) -> Hashable:
@@ -102,18 +101,7 @@ def ranking(found: Sequence[Tuple[Row, float, float]]) -> Ranking:
 
 def tau_b(pairs: Sequence[Tuple[float, float]]) -> float:
     """Kendall's tau-b of two orders; 0 if one of them is all ties."""
-    agree = disagree = first = second = 0
-    for place, (a, b) in enumerate(pairs):
-        for c, d in pairs[place + 1 :]:
-            x, y = (a > c) - (a < c), (b > d) - (b < d)
-            if x * y > 0:
-                agree += 1
-            elif x * y < 0:
-                disagree += 1
-            if x == 0 and y != 0:
-                first += 1
-            if y == 0 and x != 0:
-                second += 1
-    both = agree + disagree
-    size = ((both + first) * (both + second)) ** 0.5
-    return (agree - disagree) / size if size else 0.0
+    from scipy.stats import kendalltau
+
+    found = float(kendalltau(*zip(*pairs)).statistic)
+    return 0.0 if math.isnan(found) else found

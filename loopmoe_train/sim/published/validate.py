@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from loopmoe_train.sim.machine import Machine
+from loopmoe_train.sim.memory import MARGIN
 from loopmoe_train.sim.published import scales, score
 from loopmoe_train.sim.published.baselines import BASELINES
 from loopmoe_train.sim.published.predict import Case, case_of, raw
@@ -14,7 +15,6 @@ from loopmoe_train.sim.published.rows import Row, Skipped
 from loopmoe_train.sim.workload import Workload
 
 SIMULATOR = "simulator"
-MARGIN = 0.08  # an underestimated peak within it still runs: a search keeps as much free
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from loopmoe_train.sim.workload import (
     Memory,
     Overlap,
     Workload,
-    hidden_exchange,
     without_idle,
 )
 
@@ -238,7 +237,7 @@ def workload_of_script(script: Script) -> Workload:
             weights=options.has("overlap-param-gather"),
             pipeline=chunks > 1 and not options.has("no-overlap-p2p-communication"),
             tensor=options.has("use-ascend-mc2", "use-ascend-coc", "tp-comm-overlap"),
-            experts=hidden_exchange(" ".join(options.values)),
+            experts=megatron.hidden_exchange(" ".join(options.values)),
         ),
     )
 

@@ -242,3 +242,15 @@ def _vocabulary(options: Options, tensor: int) -> int:
         return 1
     each = tensor * (options.number("make-vocab-size-divisible-by") or 128)
     return -(-size // each) * each
+
+
+# Options that hide the experts' exchange behind arithmetic, and the share of it that they hide.
+_HIDING = (
+    ("moe-fb-overlap", 0.8), ("overlap-moe-expert-parallel", 0.8), ("DualPipe", 0.9),
+    ("moe-alltoall-overlap", 0.3),
+)  # fmt: skip
+
+
+def hidden_exchange(options: str) -> float:
+    """The share of the experts' exchange that is hidden with these options."""
+    return next((share for word, share in _HIDING if word in options), 0.0)
