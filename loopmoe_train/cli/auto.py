@@ -6,7 +6,7 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from loopmoe_train.errors import Refused
 from loopmoe_train.observe.rundata import load_runs
@@ -23,11 +23,13 @@ class Choice:
     Attributes:
         settings: as words of a command line.
         step_s, peak_gib: predicted.
+        scale: that is in ``step_s`` (``cluster.efficiency.scale``).
     """
 
     settings: List[str]
     step_s: float
     peak_gib: float
+    scale: float = 1.0
 
 
 def resolve(words: Sequence[str]) -> Tuple[List[str], Optional[Choice]]:
@@ -39,6 +41,7 @@ def resolve(words: Sequence[str]) -> Tuple[List[str], Optional[Choice]]:
     if AUTO not in words:
         return list(words), None
     from loopmoe_train.cli.layouts import find
+    from loopmoe_train.sim.memory import beside
     from loopmoe_train.sim.search import refusal
 
     others = [word for word in words if word != AUTO]
@@ -51,7 +54,7 @@ def resolve(words: Sequence[str]) -> Tuple[List[str], Optional[Choice]]:
     best = found.best[0]
     memory = best.estimate.peak
     if run.cluster.device == "cpu":
-        memory += machine.reserved  # what is measured there is all of the process
+        memory += beside(best.workload, machine)  # what is measured there is all of the process
     settings = ["parallel=data", *best.candidate.overrides()]
     print(
         f"parallel=auto: {found.considered} layouts, {found.seconds:.1f} s; chosen: "
@@ -61,8 +64,28 @@ def resolve(words: Sequence[str]) -> Tuple[List[str], Optional[Choice]]:
         f"predicted: {best.estimate.seconds:.3g} s a step, {memory / GIB:.2f} GiB a process",
         flush=True,
     )
+    if machine.table is not None:
+        for other in _other_versions(machine.table.header.software):
+            print(f"{other}: `loopmoe bench ops` measures the table anew", flush=True)
     # What the user set himself comes last, as it does in the search.
-    return [*settings, *others], Choice(settings, best.estimate.seconds, memory / GIB)
+    return [*settings, *others], Choice(
+        settings, best.estimate.seconds, memory / GIB, machine.scale
+    )
+
+
+def _other_versions(software: Dict[str, str]) -> List[str]:
+    """Of the software that a table was measured with, what is installed in another version."""
+    from importlib import metadata
+
+    found = []
+    for name, version in software.items():
+        try:
+            here = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue  # a driver, or what this machine does not need
+        if here.partition("+")[0] != version.partition("+")[0]:
+            found.append(f"operators were measured with {name} {version}, here is {here}")
+    return found
 
 
 def compare(choice: Choice, folder: Path) -> None:
@@ -82,3 +105,9 @@ def compare(choice: Choice, folder: Path) -> None:
             f"({choice.peak_gib / memory - 1:+.0%})"
         )
     print(line, flush=True)
+    factor = choice.scale * measured / choice.step_s
+    print(
+        f"to plan with what was measured: cluster.efficiency.scale={factor:.2f} (of models like "
+        "this one, on this machine and software)",
+        flush=True,
+    )

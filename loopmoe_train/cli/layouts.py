@@ -11,13 +11,14 @@ from loopmoe_train.cli.drawing import write_timeline, written
 from loopmoe_train.cli.numbers import short
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused
+from loopmoe_train.sim import memory as peaks
 from loopmoe_train.sim import search as searching
 from loopmoe_train.sim.architecture import explore
 from loopmoe_train.sim.machine import GIB, Machine, machine_of, named
 from loopmoe_train.sim.memory import Held
 from loopmoe_train.sim.scripts import launch
 from loopmoe_train.sim.search import Found, Scored
-from loopmoe_train.sim.space import Candidate, describe, usable
+from loopmoe_train.sim.space import Candidate
 from loopmoe_train.sim.step import Estimate, estimate, timeline
 from loopmoe_train.sim.techniques import using
 from loopmoe_train.sim.workload import Workload, workload_of
@@ -89,7 +90,7 @@ def report(
     lines = [
         f"{run.model.name} on {run.cluster.devices} x {machine.name}, sequences of "
         f"{run.sequence_length}, {run.global_batch_size} a step; "
-        f"{describe(machine)} may be used",
+        f"{peaks.describe(found.best[0].workload, machine)}",
         "",
         *_table(found.best),
         "",
@@ -152,9 +153,13 @@ def _why(one: Estimate, best: Estimate) -> str:
 
 
 def _limits(machine: Machine) -> List[str]:
+    scaled = []
+    if machine.scale != 1.0 or machine.software:
+        scaled = [f"Times are scaled by {machine.scale:g}; figures of {machine.software or '?'}."]
     return [
+        *scaled,
         f"Rates are those of configs/cluster/{machine.name}.yaml; `loopmoe bench sim` says "
-        "how far such predictions are off."
+        "how far such predictions are off.",
     ]
 
 
@@ -168,11 +173,10 @@ def _draw(found: Found, machine: Machine, picture: str, name: str) -> None:
 
     if not picture.endswith(".png"):
         raise Refused(f"--pareto {picture}: not a .png", "e.g. --pareto layouts.png")
+    room = peaks.room(found.best[0].workload, machine) / GIB
     written(
         picture,
-        lambda: plot_pareto(
-            points(found.pareto), points(found.best), usable(machine) / GIB, picture, name
-        ),
+        lambda: plot_pareto(points(found.pareto), points(found.best), room, picture, name),
     )
 
 
@@ -319,7 +323,16 @@ def of_script(
 
 
 def explained(name: str, work: Workload, machine: Machine) -> Tuple[Dict[str, Any], str]:
-    """As :func:`explain`, of a workload."""
+    """As :func:`explain`, of a workload.
+
+    Raises:
+        Refused: the machine does not have its precision.
+    """
+    if work.precision not in machine.peak:
+        raise Refused(
+            f"{machine.name} has no {work.precision}",
+            f"another cluster=..., or cluster.peak_tflops_{work.precision}=...",
+        )
     found = estimate(work, machine)
     grid, peak = work.grid, machine.peak[work.precision]
     flops = work.shape.train_flops(work.sequence) * work.tokens
@@ -333,7 +346,8 @@ def explained(name: str, work: Workload, machine: Machine) -> Tuple[Dict[str, An
         "parts_s": found.parts,
         "memory_bytes": [vars(one) for one in found.memory],
         "peak_gib": found.peak_gib,
-        "fits": found.peak <= usable(machine),
+        "room_gib": peaks.room(work, machine) / GIB,
+        "fits": found.peak <= peaks.room(work, machine),
     }
     lines = [
         f"{name} on {grid.world} x {machine.name}: TP {grid.tensor}, CP {grid.context}, "
@@ -356,7 +370,7 @@ def explained(name: str, work: Workload, machine: Machine) -> Tuple[Dict[str, An
         lines += ["", f"table: {found.coverage}"]
     lines += ["", *_stages(found.memory)]
     verdict = "fits" if figures["fits"] else "DOES NOT FIT"
-    lines += ["", f"{verdict}: {found.peak_gib:.1f} GiB; {describe(machine)} may be used"]
+    lines += ["", f"{verdict}: {found.peak_gib:.1f} GiB; {peaks.describe(work, machine)}"]
     return figures, "\n".join([*lines, *_limits(machine)])
 
 

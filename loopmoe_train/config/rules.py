@@ -149,8 +149,10 @@ def _sizes(config: RunConfig) -> Problems:
 def _cluster(config: RunConfig) -> Problems:
     """Figures that the simulator divides by."""
     cluster, reached = config.cluster, config.cluster.efficiency
-    for name in ("memory_gib", "memory_gbytes_per_s", "peak_tflops_fp8", "peak_tflops_fp4",
-                 "host_gbytes_per_s", "cores", "devices_per_node"):  # fmt: skip
+    for name in (
+        "memory_gib", "memory_gbytes_per_s", "peak_tflops_fp8", "peak_tflops_fp4",
+        "peak_tflops_vector", "host_gbytes_per_s", "cores", "devices_per_node",
+    ):  # fmt: skip
         value = getattr(cluster, name)
         if value is not None and value <= 0:
             yield f"cluster.{name}={value}: must be above 0"
@@ -158,6 +160,9 @@ def _cluster(config: RunConfig) -> Problems:
         value = getattr(reached, item.name)
         if item.name.endswith("_us") and value < 0:
             yield f"cluster.efficiency.{item.name}={value}: must not be negative"
+        elif item.name == "scale":
+            if not 0.1 <= value <= 10:
+                yield f"cluster.efficiency.scale={value}: must be from 0.1 to 10"
         elif isinstance(value, float) and not item.name.endswith("_us") and not 0 < value <= 1:
             yield f"cluster.efficiency.{item.name}={value}: is a share, from above 0 to 1"
     if cluster.memory_gib is not None and not 0 <= cluster.reserved_gib < cluster.memory_gib:
@@ -165,6 +170,10 @@ def _cluster(config: RunConfig) -> Problems:
             f"cluster.reserved_gib={cluster.reserved_gib}: must be from 0 to below "
             f"cluster.memory_gib={cluster.memory_gib}"
         )
+    if cluster.communicator_mib < 0:
+        yield f"cluster.communicator_mib={cluster.communicator_mib}: must not be negative"
+    if not 0 <= cluster.fragmentation <= 1:
+        yield f"cluster.fragmentation={cluster.fragmentation}: is a share, from 0 to 1"
     for number, link in enumerate(cluster.links):
         if link.gbytes_per_s <= 0 or link.latency_us < 0 or link.devices < 0:
             yield (

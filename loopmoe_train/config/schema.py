@@ -166,6 +166,10 @@ class EfficiencyConfig:
     launch_us: float = 4.0  # between two operators on the device
     host_us: float = 20.0  # that the host needs for an operator
     table: Optional[str] = None
+    # measured over predicted step time of one run with the software below: every predicted time
+    # is multiplied by it. `loopmoe train parallel=auto` prints it when a run ends.
+    scale: float = 1.0
+    software: Optional[str] = None  # what all these figures are of, e.g. "torch 2.13.0"
 
 
 @dataclass
@@ -180,10 +184,14 @@ class ClusterConfig:
     peak_tflops_fp32: Optional[float] = None
     peak_tflops_fp8: Optional[float] = None
     peak_tflops_fp4: Optional[float] = None
+    # fp32 rate of what is no product (norms, activations, softmax); null: memory alone bounds it
+    peak_tflops_vector: Optional[float] = None
     cores: int = 1  # that share a matrix product (multiprocessors, cube cores)
     devices_per_node: int = 8
     memory_gib: Optional[float] = None  # of one device
-    reserved_gib: float = 2.5  # of it, for communicators' buffers and the runtime
+    reserved_gib: float = 1.0  # of it, for the runtime and its libraries
+    communicator_mib: float = 60.0  # of it, for the buffers of one communicator
+    fragmentation: float = 0.06  # what the allocator holds beyond what it has handed out, a share
     memory_gbytes_per_s: Optional[float] = None
     host_gbytes_per_s: float = 20.0  # to the host's memory and back, of one device
     links: List[LinkConfig] = field(default_factory=list)

@@ -4,6 +4,11 @@ A group of n ranks that stand ``stride`` apart has m_1 <= m_2 <= ... members ins
 each tier. What leaves a domain of tier k - 1 shares the ports of its m_{k-1} members there:
 a ring therefore runs at the least of m_{k-1} B_k over the tiers that it crosses (ring and mesh
 algorithms of NCCL and HCCL; arXiv 2504.14960 for the groups).
+
+What each stands for in HCCL's terms: inside a full mesh, Mesh (one step over all wires at once);
+over any other tier NHR (the bytes of a ring in log2 steps: a plain ring moves as many in more);
+over several tiers, pipeline (tiers work side by side, the slowest counts); the all-to-all is
+pairwise, a few peers at a time. HCCL_ALGO may choose worse ones.
 """
 
 from __future__ import annotations

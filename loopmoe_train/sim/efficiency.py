@@ -19,6 +19,11 @@ from loopmoe_train.sim.table import Size, Table
 _TILES: Tuple[Tuple[int, int, float], ...] = (
     (256, 128, 1.0), (128, 256, 1.0), (128, 128, 0.92), (128, 64, 0.8), (64, 64, 0.65),
 )  # fmt: skip
+# Arithmetic of an operator that is no product, in fp32 operations for a byte that it moves: a
+# bf16 element takes an addition; a square, a sum and two products; an exponential and a division.
+_INTENSITY = {
+    "copy": 0.25, "norm": 1.0, "norm_backward": 1.3, "activation": 2.0, "activation_backward": 1.6,
+}  # fmt: skip
 _FILL = 256  # inner dimension at which half the rate of a long one is reached
 
 
@@ -88,7 +93,7 @@ def vector(machine: Machine, traffic: float, layout: str = "copy", kernels: int 
         found = _looked_up(machine.table, f"vector/{layout}", size, traffic)
         if found is not None:
             return found
-    return traffic / machine.bandwidth, FORMULA
+    return max(traffic / machine.bandwidth, traffic * _INTENSITY[layout] / machine.vector), FORMULA
 
 
 def _looked_up(table: Table, name: str, size: Size, work: float) -> Optional[Timed]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from importlib import resources
 from typing import Dict, Optional, Tuple
@@ -43,13 +44,18 @@ class Machine:
     """One device and its links, in FLOP/s, bytes, bytes/s and seconds.
 
     Attributes:
-        matmul: rate that a large product reaches, by precision.
+        matmul: rate that a large product reaches, by the precisions that it has.
         attention, attention_backward: rate of fused attention.
         grouped: share of a plain product's rate that grouped ones reach.
         grouped_loop: a grouped product is launched expert by expert.
         memory: bytes of a device.
         bandwidth: of its memory, as reached.
-        reserved: of the memory, for communicators' buffers and the runtime.
+        reserved: of the memory, for the runtime.
+        communicator: of the memory, for the buffers of one communicator.
+        fragmentation: what the allocator holds beyond what it handed out, as a share.
+        vector: rate of operators that are no products; infinite: memory alone bounds them.
+        scale: measured over predicted step time.
+        software: what these figures are of.
         host: bandwidth to the host's memory.
         launch: between two operators on the device.
         host_launch: that the host needs to start an operator.
@@ -72,6 +78,11 @@ class Machine:
     links: Tuple[Link, ...]
     node: int
     reserved: float
+    communicator: float = 0.0
+    fragmentation: float = 0.0
+    vector: float = math.inf
+    scale: float = 1.0
+    software: str = ""
     table: Optional[Table] = None
 
 
@@ -118,9 +129,10 @@ def machine_of(cluster: ClusterConfig) -> Machine:
         return value
 
     bf16, fp32 = needed("peak_tflops_bf16"), needed("peak_tflops_fp32")
-    fp8 = cluster.peak_tflops_fp8 or bf16
-    fp4 = cluster.peak_tflops_fp4 or fp8
-    peak = {"fp32": fp32, "bf16": bf16, "fp8": fp8, "fp4": fp4}
+    found = {
+        "fp32": fp32, "bf16": bf16, "fp8": cluster.peak_tflops_fp8, "fp4": cluster.peak_tflops_fp4
+    }  # fmt: skip
+    peak = {kind: rate for kind, rate in found.items() if rate is not None}
     share = {
         "fp32": reached.matmul, "bf16": reached.matmul, "fp8": reached.matmul_fp8,
         "fp4": reached.matmul_fp4,
@@ -153,6 +165,11 @@ def machine_of(cluster: ClusterConfig) -> Machine:
         ),
         node=cluster.devices_per_node,
         reserved=GIB * cluster.reserved_gib,
+        communicator=2.0**20 * cluster.communicator_mib,
+        fragmentation=cluster.fragmentation,
+        vector=1e12 * (cluster.peak_tflops_vector or math.inf),
+        scale=reached.scale,
+        software=reached.software or "",
         table=table,
     )  # fmt: skip
 

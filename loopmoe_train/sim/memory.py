@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import List, Tuple
 
+from loopmoe_train.sim.machine import GIB, Machine
 from loopmoe_train.sim.stage import Stages, Weights
+from loopmoe_train.sim.workload import Workload
 from loopmoe_train.spec.schedule import table
 
 MARGIN = 0.08  # an underestimated peak within it still runs: a search keeps as much free
@@ -46,6 +48,41 @@ class Held:
         """The peak until the first update is done: before it there are no moments."""
         always = self.weights + self.gradients + self.states
         return max(always + self.logits, always - self.moments + self.activations + self.transient)
+
+
+def communicators(workload: Workload) -> int:
+    """Groups of one rank that talk: those of every axis, the experts' joint one, all ranks."""
+    grid = workload.grid
+    sizes = (
+        grid.tensor, grid.context, grid.pipeline, grid.context * grid.data, grid.expert,
+        grid.expert_tensor, grid.expert_data, grid.world,
+    )  # fmt: skip
+    both = grid.expert > 1 and grid.expert_tensor > 1
+    return sum(size > 1 for size in sizes) + both
+
+
+def beside(workload: Workload, machine: Machine) -> float:
+    """Bytes of a device that are not the allocator's: the runtime, communicators' buffers."""
+    return machine.reserved + communicators(workload) * machine.communicator
+
+
+def room(workload: Workload, machine: Machine) -> float:
+    """Bytes that a layout's peak may reach: what is left by all else, less what the allocator
+    holds back and the simulator's own error."""
+    free = machine.memory - beside(workload, machine)
+    return free / (1 + machine.fragmentation) / (1 + MARGIN)
+
+
+def describe(workload: Workload, machine: Machine) -> str:
+    """What a layout may use, and what the rest of the device is for."""
+    free = machine.memory - beside(workload, machine)
+    unused = free - room(workload, machine)
+    return (
+        f"{room(workload, machine) / GIB:.1f} of {machine.memory / GIB:.1f} GiB may be used "
+        f"(runtime {machine.reserved / GIB:.1f}, {communicators(workload)} communicators "
+        f"{communicators(workload) * machine.communicator / GIB:.1f}, fragments and the "
+        f"simulator's error {unused / GIB:.1f})"
+    )
 
 
 def held(stages: Stages) -> List[Held]:

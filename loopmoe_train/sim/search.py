@@ -15,8 +15,8 @@ from loopmoe_train.config.rules import problems
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused
 from loopmoe_train.sim import step
-from loopmoe_train.sim.machine import Machine
-from loopmoe_train.sim.space import Candidate, Space, configured, count, describe
+from loopmoe_train.sim.machine import GIB, Machine
+from loopmoe_train.sim.space import Candidate, Space, configured, count
 from loopmoe_train.sim.stage import Passes, Stages
 from loopmoe_train.sim.step import Estimate
 from loopmoe_train.sim.workload import Workload
@@ -124,6 +124,6 @@ def refusal(run: RunConfig, machine: Machine, found: Found) -> Refused:
         reason = max(others, key=lambda name: found.dropped[name])
         return Refused(f"{where}: no layout is left; most were dropped because {reason}")
     return Refused(
-        f"{where}: it fits in no layout ({describe(machine)} may be used; {', '.join(fit)})",
+        f"{where}: it fits in no layout (of {machine.memory / GIB:.1f} GiB; {', '.join(fit)})",
         "more devices, or a smaller model; --with swap-optimizer,fine-recompute shows what they do",
     )

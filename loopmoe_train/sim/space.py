@@ -8,7 +8,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.sim import memory
-from loopmoe_train.sim.machine import GIB, Machine
+from loopmoe_train.sim.machine import Machine
 from loopmoe_train.sim.stage import Placed, Stages
 from loopmoe_train.sim.techniques import using
 from loopmoe_train.sim.workload import Memory, Workload, workload_of
@@ -76,16 +76,6 @@ def configured(run: RunConfig, candidate: Candidate) -> RunConfig:
     return changed
 
 
-def usable(machine: Machine) -> float:
-    """Bytes that the peak may reach: what is left by buffers, less the simulator's error."""
-    return (machine.memory - machine.reserved) / (1 + memory.MARGIN)
-
-
-def describe(machine: Machine) -> str:
-    """The memory that a layout may use, in words."""
-    return f"{usable(machine) / GIB:.1f} of {machine.memory / GIB:.1f} GiB"
-
-
 def count(dropped: Dict[str, int], reason: str) -> None:
     """Note that a layout was dropped."""
     dropped[reason] = dropped.get(reason, 0) + 1
@@ -115,13 +105,13 @@ class Space:
     # -- axes ------------------------------------------------------------------------------
     def fitting(self, dropped: Dict[str, int]) -> Iterator[Tuple[Candidate, Stages]]:
         """All that divide and fit; what does not is counted in ``dropped``."""
-        room = usable(self.machine)
         for cut in self._cuts():
             try:
                 stages = self.stages(cut)
             except Impossible as why:
                 count(dropped, str(why))
                 continue
+            room = memory.room(stages.workload, self.machine)
             if max(memory.always(stages, stage) for stage in range(cut.pipeline)) > room:
                 count(dropped, "weights and optimizer states alone do not fit")
             else:

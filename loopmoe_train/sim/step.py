@@ -66,6 +66,8 @@ def estimate_of(stages: Stages, passes: Passes) -> Estimate:
     parts["bubble"] = pipeline - sum(parts.values())
     parts |= {"data parallel": data, "optimizer": optimizer, "other": _STEP_S}
     coverage = stages.coverage() if stages.machine.table is not None else None
+    scale = stages.machine.scale
+    seconds, parts = seconds * scale, {part: time * scale for part, time in parts.items()}
     return Estimate(seconds, parts, bubble, memory.held(stages), coverage)
 
 
@@ -77,6 +79,7 @@ def timeline(workload: Workload, machine: Machine, micro_batches: int = 0) -> Ti
         stages.passes(),
         stages.network.to_next_stage(),
         micro_batches or workload.micro_batches,
+        machine.scale,
     )
 
 
@@ -91,11 +94,14 @@ def lower_bound(stages: Stages, passes: Passes) -> float:
         longest = max(longest, before + workload.micro_batches * busy)
         before += sum(one.total for one in passes[stage, 0])
     optimizer = max(_optimizer(stages, stage) for stage in {0, workload.stages - 1})
-    return longest + optimizer + _STEP_S
+    return (longest + optimizer + _STEP_S) * stages.machine.scale
 
 
-def _replay(workload: Workload, passes: Passes, transfer: float, micro: int) -> Timeline:
-    seconds = {place: (one.total, two.total) for place, (one, two) in passes.items()}
+def _replay(
+    workload: Workload, passes: Passes, transfer: float, micro: int, scale: float = 1.0
+) -> Timeline:
+    transfer *= scale
+    seconds = {place: (scale * f.total, scale * b.total) for place, (f, b) in passes.items()}
     # Without overlap the sender waits as well.
     own = 0.0 if workload.overlap.pipeline else transfer
     schedule = table(workload.stages, micro, workload.chunks)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from loopmoe_train.cli import main
+from loopmoe_train.cli import auto, main
 from loopmoe_train.cli.auto import resolve
 from loopmoe_train.errors import Refused
 
@@ -93,6 +93,40 @@ def test_auto_takes_the_fastest(capsys: pytest.CaptureFixture[str]) -> None:
     assert resolve(["steps=3"]) == (["steps=3"], None)
 
 
+def test_times_are_scaled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, found = tmp_path / "plan.json", []
+    scale = ["cluster.efficiency.scale=1.5", "cluster.efficiency.software=torch_npu 2.13.0"]
+    for words in (["--top", "2"], ["--explain", "micro_batch_size=1"]):
+        for more in ([], scale):
+            assert main(["plan", *RUN, *words, *more, "--json", str(out)]) == 0
+            report = json.loads(out.read_text())
+            found.append([one["step_s"] for one in report.get("layouts", [report])])
+        assert "scaled by 1.5; figures of torch_npu 2.13.0" in capsys.readouterr().out
+    plain, scaled, one, other = found
+    assert [b / a for a, b in zip(plain + one, scaled + other)] == pytest.approx([1.5] * 3)
+    assert sum(report["parts_s"].values()) == pytest.approx(report["step_s"])
+
+
+def test_a_scale_is_offered_when_a_run_ends(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [{"step": n, "loss": 1.0, "step_s": 3.0, "elapsed_s": 3.0 * n} for n in range(1, 8)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    auto.compare(auto.Choice([], 2.0, 1.0, 1.2), tmp_path)
+    assert "cluster.efficiency.scale=1.80" in capsys.readouterr().out
+
+
+def test_a_table_of_other_software_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["model=loopmoe_tiny", "parallel=auto"]
+    resolve(words)
+    assert "measured with" not in capsys.readouterr().out
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "9.9.9+cpu")
+    resolve(words)
+    assert re.search(r"measured with torch \S+, here is 9.9.9\+cpu", capsys.readouterr().out)
+
+
 def test_auto_refuses_what_cannot_fit() -> None:
     with pytest.raises(Refused, match="718b on 16 x ascend_a2: it fits in no layout"):
         resolve([*RUN, "model=pangu_ultra_moe_718b", "parallel=auto"])
@@ -110,6 +144,9 @@ def test_auto_refuses_what_cannot_fit() -> None:
         ([*RUN, "cluster.memory_gib=null"], "cluster.memory_gib is not known"),
         ([*RUN, "global_batch_size=0"], "must be at least 1"),
         ([*RUN, "--top", "0"], "--top 0"),
+        ([*RUN, "cluster.fragmentation=1.5"], "is a share, from 0 to 1"),
+        ([*RUN, "cluster.communicator_mib=-1"], "must not be negative"),
+        ([*RUN, "cluster.efficiency.scale=40"], "must be from 0.1 to 10"),
     ],
 )
 def test_plans_that_cannot_be(

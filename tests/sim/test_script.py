@@ -495,7 +495,7 @@ def test_sizes(more: str, expected: object) -> None:
 def test_techniques(more: str, fields: Dict[str, object]) -> None:
     work = workload(SMALL + more)  # of an option that is there twice the last
     assert {name: getattr(work, name) for name in fields} == fields
-    held(work, "h100")
+    held(work, "b200")
 
 
 @pytest.mark.parametrize(

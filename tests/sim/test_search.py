@@ -12,7 +12,7 @@ from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused
 from loopmoe_train.sim import memory, search, step
 from loopmoe_train.sim.machine import Machine, machine_of
-from loopmoe_train.sim.space import Space, configured, usable
+from loopmoe_train.sim.space import Space, configured
 from loopmoe_train.sim.techniques import TECHNIQUES, using
 from loopmoe_train.sim.workload import workload_of
 
@@ -52,7 +52,7 @@ def test_what_comes_out_runs_and_fits(model: str) -> None:
     assert len(found.best) == 8
     for one in found.best:
         assert not problems(configured(run, one.candidate))
-        assert one.estimate.peak <= usable(machine)
+        assert one.estimate.peak <= memory.room(one.workload, machine)
         assert one.workload.grid.world == 32
         # the workload of the run that it becomes is the one that was simulated
         again = compose(
@@ -151,4 +151,4 @@ def test_the_fullest_stage_counts() -> None:
     space = Space(run, machine, (), {})
     for candidate, stages in space.fitting({}):
         assert memory.peak(stages) == max(one.total for one in memory.held(stages))
-        assert memory.fits(stages, usable(machine)), candidate
+        assert memory.fits(stages, memory.room(stages.workload, machine)), candidate

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loopmoe_train.sim import memory, step
+from loopmoe_train.sim import efficiency, memory, step
 from loopmoe_train.sim.machine import Machine, machine_of, named
 from loopmoe_train.sim.shape import Attention, Ffn, Layer, Shape
 from loopmoe_train.sim.stage import Stages
@@ -155,3 +155,26 @@ def test_what_hides_the_exchange(machine: Machine) -> None:
     hidden = exchange(overlap=Overlap(experts=0.95))
     assert 0.05 * flat * (1 - 1e-9) <= hidden < flat
     assert exchange(imbalance=1.5) == pytest.approx(1.5 * flat, rel=0.05)  # but for latency
+
+
+def test_what_a_device_keeps_for_itself(machine: Machine) -> None:
+    alone = _work(MOE)
+    spread = _work(MOE, grid=Grid.of(8, tensor=2, expert=4))
+    assert memory.communicators(alone) == 0
+    # tensor, data, expert, expert data, and all ranks
+    assert memory.communicators(spread) == 5
+    own = replace(machine, reserved=1e9, communicator=1e8, fragmentation=0.0)
+    assert memory.beside(spread, own) == pytest.approx(1.5e9)
+    free = own.memory - 1.5e9
+    assert memory.room(spread, own) == pytest.approx(free / (1 + memory.MARGIN))
+    torn = replace(own, fragmentation=0.1)
+    assert memory.room(spread, torn) == pytest.approx(memory.room(spread, own) / 1.1)
+
+
+def test_a_slow_vector_unit_bounds_norms_and_activations(machine: Machine) -> None:
+    slow = replace(machine, vector=machine.bandwidth / 4)
+    for layout, intensity in (("norm", 1.0), ("activation", 2.0)):
+        plain = efficiency.vector(machine, 1e9, layout)[0]
+        assert efficiency.vector(slow, 1e9, layout)[0] == pytest.approx(4 * intensity * plain)
+    work = _work(MOE, graphs=True)  # else the host is slower still
+    assert estimate(work, slow).seconds > estimate(work, machine).seconds

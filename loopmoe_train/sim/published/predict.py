@@ -60,6 +60,8 @@ def case_of(row: Row) -> Case:
         raise Skipped("relative to another run")
     work = published.workload(row)
     machine = published.machine(row)
+    if work.precision not in machine.peak:
+        raise Skipped(f"{machine.name} has no {work.precision}")
     if metric.startswith("peak_mem") or metric == "activation_mem":
         size = _BYTES.get(unit)
         if size is None:
