@@ -113,6 +113,7 @@ def _figures(one: Scored) -> Dict[str, Any]:
     return {
         **one.candidate.settings(),
         "exchange": one.candidate.exchange,
+        "saving": list(one.candidate.saving),
         "step_s": one.estimate.seconds,
         "tokens_per_s": one.tokens_per_s(),
         "bubble_share": one.estimate.bubble,
@@ -131,7 +132,8 @@ def _table(best: Sequence[Scored]) -> List[str]:
             [str(number), *(str(size) for size in (
                 c.tensor, c.context, c.pipeline, c.virtual, c.expert, c.expert_tensor,
                 one.workload.grid.data, c.micro_batch)),
-             c.recompute, c.exchange, f"{e.seconds:.3g} s", short(one.tokens_per_s()),
+             " + ".join([c.recompute, *c.saving]), c.exchange,
+             f"{e.seconds:.3g} s", short(one.tokens_per_s()),
              f"{e.bubble:.1%}", f"{e.peak_gib:.1f} GiB",
              _why(e, best[0].estimate) if number > 1 else ""]
         )  # fmt: skip

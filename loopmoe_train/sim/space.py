@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.sim import memory
 from loopmoe_train.sim.machine import Machine
 from loopmoe_train.sim.stage import Placed, Stages
-from loopmoe_train.sim.techniques import using
+from loopmoe_train.sim.techniques import SAVING, using
 from loopmoe_train.sim.workload import Memory, Workload, workload_of
 from loopmoe_train.spec.grid import Grid
 from loopmoe_train.spec.placement import placement_of
@@ -21,7 +22,11 @@ _RECOMPUTE = ("none", "mla_up_proj", "moe", "mla_up_proj, moe", "full")
 
 @dataclass(frozen=True)
 class Candidate:
-    """One layout; names as in ``parallel``."""
+    """One layout; names as in ``parallel``.
+
+    Attributes:
+        saving: techniques in use that buy memory with time.
+    """
 
     tensor: int
     context: int
@@ -32,6 +37,7 @@ class Candidate:
     micro_batch: int
     recompute: str
     exchange: str
+    saving: Tuple[str, ...] = ()
 
     def settings(self) -> Dict[str, Any]:
         """As settings of a run. An exchange that the trainer lacks has none."""
@@ -98,6 +104,8 @@ class Space:
         alone.parallel.pipeline_layout = None
         alone.parallel.expert_parallel_size = alone.parallel.expert_tensor_parallel_size = 1
         self.base = workload_of(alone)
+        self.forced = tuple(name for name in self.techniques if name not in SAVING)
+        self.saving = tuple(name for name in SAVING if name in self.techniques)
         self._slots: Dict[Tuple[int, int, int], Any] = {}
         self._shared: Dict[Any, Stages] = {}
         self._placed: Dict[Tuple[int, int, int], Placed] = {}
@@ -139,8 +147,9 @@ class Space:
                         for etp in self._axis("expert_tensor", sorted({1, tensor})):
                             if per_stage % (expert * etp) == 0:
                                 yield Candidate(
-                                    tensor, context, pipeline, 1, expert, etp, 1, "full", "alltoall"
-                                )
+                                    tensor, context, pipeline, 1, expert, etp, 1, "full",
+                                    "alltoall", self.saving,
+                                )  # fmt: skip
 
     def _batches(
         self, cut: Candidate, dropped: Dict[str, int], room: float
@@ -159,16 +168,29 @@ class Space:
                     continue
                 one = replace(cut, virtual=virtual, micro_batch=micro)
                 try:
-                    least = self._least_recompute(one, room)
+                    fitting = list(self._policies_that_fit(one, room))
                 except Impossible as why:
                     count(dropped, str(why))
                     break
-                if least is None:
+                if not fitting:
                     count(dropped, "does not fit, even if all is recomputed")
                     break  # larger micro-batches need more
-                for exchange in self._exchanges(cut.expert):
-                    candidate = replace(one, recompute=least, exchange=exchange)
-                    yield candidate, self.stages(candidate)
+                for policy in fitting:
+                    for exchange in self._exchanges(cut.expert):
+                        candidate = replace(policy, exchange=exchange)
+                        yield candidate, self.stages(candidate)
+
+    def _policies_that_fit(self, one: Candidate, room: float) -> Iterator[Candidate]:
+        """With every choice of techniques that save memory what must be recomputed with it, unless
+        as little must be without one of them."""
+        least: Dict[Tuple[str, ...], Optional[str]] = {}
+        for size in range(len(self.saving) + 1):
+            for saving in combinations(self.saving, size):
+                with_it = replace(one, saving=saving)
+                least[saving] = found = self._least_recompute(with_it, room)
+                fewer = combinations(saving, size - 1) if size else ()
+                if found is not None and all(least[less] != found for less in fewer):
+                    yield replace(with_it, recompute=found)
 
     def _least_recompute(self, one: Candidate, room: float) -> Optional[str]:
         """The policy that costs least time of those that fit; more only costs more."""
@@ -256,14 +278,15 @@ class Space:
             exchange=candidate.exchange,
             memory=_memory(self.base, candidate.recompute),
         )
-        return replace(using(work, self.techniques), exchange=candidate.exchange)
+        chosen = (*self.forced, *candidate.saving)
+        return replace(using(work, chosen), exchange=candidate.exchange)
 
     def stages(self, candidate: Candidate) -> Stages:
         """As :class:`Stages`, with operators shared among equal cuts."""
         work = self.workload(candidate)
         key = (
             candidate.tensor, candidate.context, candidate.expert, candidate.expert_tensor,
-            candidate.micro_batch, candidate.recompute, candidate.exchange,
+            candidate.micro_batch, candidate.recompute, candidate.exchange, candidate.saving,
         )  # fmt: skip
         place = self._place(candidate)
         own = Stages(work, self.machine, self._shared.get(key), self._placed.get(place))

@@ -20,6 +20,8 @@ TECHNIQUES = {
     "swap-optimizer": "the optimizer's states live on the host",
     "balanced": "experts are moved so that all ranks have equal work",
 }
+# Those that buy memory with time: a search takes each where it pays, all others wherever it may.
+SAVING = ("fine-recompute", "swap-optimizer")
 # Of the exchange, hidden by another micro-batch (Pangu Ultra MoE: 95 %).
 _HIDDEN = 0.95
 

@@ -127,6 +127,18 @@ def test_an_unknown_technique() -> None:
         search.search(run, _machine(run), techniques=("magic",))
 
 
+def test_memory_is_bought_only_where_it_pays() -> None:
+    both = ("fine-recompute", "swap-optimizer")
+    roomy, tight = _run("model=vanilla_3b"), _run("model=vanilla_3b", "cluster.memory_gib=16")
+    best = search.search(roomy, _machine(roomy), techniques=both).best[0]
+    assert best.candidate.saving == ()
+    assert best.estimate.seconds == search.search(roomy, _machine(roomy)).best[0].estimate.seconds
+    without = search.search(tight, _machine(tight)).best[0].estimate.seconds
+    bought = search.search(tight, _machine(tight), techniques=both).best[0]
+    assert bought.candidate.saving and bought.estimate.seconds < without
+    assert bought.estimate.peak <= memory.room(bought.workload, _machine(tight))
+
+
 @pytest.mark.parametrize("name", TECHNIQUES)
 def test_every_technique_does_something(name: str) -> None:
     run = compose(
