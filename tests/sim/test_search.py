@@ -129,7 +129,7 @@ def test_an_unknown_technique() -> None:
 
 def test_memory_is_bought_only_where_it_pays() -> None:
     both = ("fine-recompute", "swap-optimizer")
-    roomy, tight = _run("model=vanilla_3b"), _run("model=vanilla_3b", "cluster.memory_gib=16")
+    roomy, tight = _run("model=vanilla_3b"), _run("cluster.memory_gib=16")
     best = search.search(roomy, _machine(roomy), techniques=both).best[0]
     assert best.candidate.saving == ()
     assert best.estimate.seconds == search.search(roomy, _machine(roomy)).best[0].estimate.seconds
