@@ -155,8 +155,18 @@ def balance(config: RunConfig) -> Problems:
             "model.moe.balance_over=visit does nothing here: it is for the expert bias "
             "(expert_bias_update_rate) and aux_loss=global_batch"
         )
-    if moe.pad_to_capacity and moe.dispatcher != "alltoall":
-        yield "model.moe.pad_to_capacity needs model.moe.dispatcher=alltoall"
+    if moe.pad_to_capacity and moe.dispatcher == "allgather":
+        yield "model.moe.pad_to_capacity needs another model.moe.dispatcher: alltoall, say"
+    if moe.overlap_shared_experts:
+        if not moe.num_shared_experts:
+            yield "model.moe.overlap_shared_experts does nothing without num_shared_experts"
+        if moe.dispatcher == "allgather":
+            yield "model.moe.overlap_shared_experts needs model.moe.dispatcher=alltoall, say"
+        if "shared_experts" in config.memory.recompute_modules:
+            yield (
+                "model.moe.overlap_shared_experts: shared experts that run beside the exchange are "
+                "not recomputed: take shared_experts out of memory.recompute_modules"
+            )
 
 
 RULES = (sizes, loop, groups, balance)

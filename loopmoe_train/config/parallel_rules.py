@@ -12,6 +12,8 @@ from loopmoe_train.spec.visits import conditioned
 
 Problems = Iterator[str]
 
+TWO_LEVEL = ("hierarchical", "deduplicated")  # dispatchers
+
 
 def ranks(config: RunConfig) -> Problems:
     parallel, devices = config.parallel, config.cluster.devices
@@ -102,6 +104,25 @@ def _multiples(sizes: list[Tuple[str, int]], of: int, name: str) -> Problems:
             yield f"{path}={size} is not a multiple of {name}={of}: change either"
 
 
+def exchange(config: RunConfig) -> Problems:
+    """Dispatchers of two levels need whole nodes."""
+    kind, parallel = config.model.moe.dispatcher, config.parallel
+    if kind not in TWO_LEVEL:
+        return
+    experts, node = parallel.expert_parallel_size, config.cluster.devices_per_node
+    if parallel.expert_tensor_parallel_size > 1:
+        yield (
+            f"model.moe.dispatcher={kind} needs parallel.expert_tensor_parallel_size=1: spread the "
+            "experts over more ranks instead (expert_parallel_size)"
+        )
+    if experts <= node or experts % node:
+        yield (
+            f"model.moe.dispatcher={kind} is for experts that span whole nodes: "
+            f"parallel.expert_parallel_size={experts} is no multiple of 2 or more of "
+            f"cluster.devices_per_node={node}; use alltoall"
+        )
+
+
 def pipeline(config: RunConfig) -> Problems:
     model, parallel = config.model, config.parallel
     stages = parallel.pipeline_parallel_size
@@ -178,4 +199,4 @@ def optimizer(config: RunConfig) -> Problems:
             )
 
 
-RULES = (ranks, divisors, pipeline, optimizer)
+RULES = (ranks, divisors, exchange, pipeline, optimizer)

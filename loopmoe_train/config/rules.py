@@ -30,7 +30,7 @@ _CHOICES = {
     "model.moe.balance_over": ("layer", "visit"),
     "model.moe.group_routing": ("none", "limited", "balanced"),
     "model.moe.drop_policy": ("probs", "position"),
-    "model.moe.dispatcher": ("alltoall", "allgather"),
+    "model.moe.dispatcher": ("alltoall", "allgather", "hierarchical", "deduplicated"),
     "model.loop.conditioning": ("iter_adaln", "none"),
     "model.loop.gate": ("vector", "scalar"),
     "parallel.context_parallel": ("gather", "ulysses"),

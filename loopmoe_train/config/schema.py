@@ -60,7 +60,11 @@ class MoEConfig:
     capacity_factor: Optional[float] = None
     drop_policy: str = "probs"  # which tokens stay: probs (the most probable) | position
     pad_to_capacity: bool = False
-    dispatcher: str = "alltoall"  # alltoall | allgather
+    # tokens among expert-parallel ranks: alltoall | allgather | once between nodes: hierarchical
+    # (all-gather there, all-to-all inside) | deduplicated (only to nodes with an expert of it) |
+    # auto: what the simulator finds fastest, before the run starts
+    dispatcher: str = "alltoall"
+    overlap_shared_experts: bool = False  # shared experts run beside the exchange
 
 
 @dataclass

@@ -151,7 +151,9 @@ def _moe(model: ModelConfig) -> Dict[str, Any]:
         moe_aux_loss_coeff=moe.aux_loss_coeff if moe.aux_loss in _AUX_LOSS else 0.0,
         moe_z_loss_coeff=moe.z_loss_coeff or None,
         moe_shared_expert_intermediate_size=shared or None,
-        moe_token_dispatcher_type=moe.dispatcher,
+        # Core makes one of its own, which moe/layer.py replaces.
+        moe_token_dispatcher_type="allgather" if moe.dispatcher == "allgather" else "alltoall",
+        moe_shared_expert_overlap=moe.overlap_shared_experts,
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any, List, Optional
 
-from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from loopmoe_train.model.iter_adaln import IterAdaLN
 from loopmoe_train.model.norm import RMSNorm
 from loopmoe_train.model.residual import ResidualAdd
 from loopmoe_train.model.shell import shell_of
+from loopmoe_train.moe.dispatch import dispatcher_of
 from loopmoe_train.moe.layer import LoopMoELayer
 from loopmoe_train.spec.visits import Visit
 
@@ -128,11 +128,10 @@ def _moe_shell(owner: LoopMoELayer, layer_number: int) -> LoopMoELayer:
         layer.router.__dict__["balance"] = balance
     layer.router.last_routing_map = None
     layer.router.reset_statistics()
-    layer.token_dispatcher = type(owner.token_dispatcher)(
-        owner.num_local_experts,
-        owner.local_expert_indices,
-        config=owner.config,
-        pg_collection=get_default_pg_collection(),
+    layer.token_dispatcher = dispatcher_of(
+        owner.config, owner.num_local_experts, owner.local_expert_indices
     )
+    if owner.use_shared_expert and owner.shared_expert_overlap:
+        layer.token_dispatcher.set_shared_experts(owner.shared_experts)
     layer.set_layer_number(layer_number)
     return layer

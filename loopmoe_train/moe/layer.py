@@ -11,6 +11,7 @@ from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from loopmoe_train.moe.dispatch import dispatcher_of
 from loopmoe_train.moe.experts import GroupedExperts
 from loopmoe_train.moe.router import VisitRouter
 
@@ -35,3 +36,8 @@ class LoopMoELayer(MoELayer):
             shared_experts=ModuleSpec(module=SharedExpertMLP, submodules=linear),
         )
         super().__init__(config, submodules, layer_number, pg_collection)
+        self.token_dispatcher = dispatcher_of(
+            config, self.num_local_experts, self.local_expert_indices, pg_collection
+        )
+        if self.use_shared_expert and self.shared_expert_overlap:
+            self.token_dispatcher.set_shared_experts(self.shared_experts)

@@ -85,8 +85,10 @@ class VisitRouter(TopKRouter):
         moe = self.config.loopmoe.moe
         if moe.capacity_factor is None:
             return probs, chosen
+        # Never padded here: core fills an expert's room with tokens that did not choose it. The
+        # dispatcher leaves such rows empty.
         probs, sent = apply_router_token_dropping(
-            probs, chosen, self.topk, moe.capacity_factor, moe.drop_policy, moe.pad_to_capacity
+            probs, chosen, self.topk, moe.capacity_factor, moe.drop_policy
         )
         if torch.is_grad_enabled():
             self.dropped.add_((chosen & ~sent).sum(0))

@@ -12,6 +12,7 @@ from megatron.core import parallel_state, tensor_parallel
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.device.accelerator import accel
 from loopmoe_train.errors import RunFailed
+from loopmoe_train.moe.dispatch import levels
 from loopmoe_train.parallel.environment import place
 from loopmoe_train.parallel.rendezvous import default_to_loopback, store
 from loopmoe_train.spec.placement import placement_of
@@ -60,6 +61,8 @@ def make_groups(run: RunConfig, timeout: timedelta) -> None:
         # Core says int and makes a timedelta of it: fractions are as good.
         distributed_timeout_minutes=timeout.total_seconds() / 60,  # type: ignore[arg-type]
     )
+    two_levels = run.model.moe.dispatcher in ("hierarchical", "deduplicated")
+    levels.make(run.cluster.devices_per_node, two_levels)
 
 
 def data_place() -> Tuple[int, int]:

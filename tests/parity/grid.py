@@ -94,7 +94,13 @@ GATHER = [*OVERLAP, "parallel.overlap_param_gather=true"]
 ALLGATHER = ["model.moe.dispatcher=allgather"]
 FULL, SOME = ["memory=full"], ["memory=selective"]
 ONE = ["micro_batch_size=1"]
+BESIDE = ["model.moe.overlap_shared_experts=true"]
 ULYSSES = ["parallel.context_parallel=ulysses"]
+
+
+def nodes(of: int, dispatcher: str) -> List[str]:
+    """Experts that span nodes of so many ranks."""
+    return [f"cluster.devices_per_node={of}", f"model.moe.dispatcher={dispatcher}"]
 
 
 def on(sizes: str, *more: Sequence[str]) -> List[str]:
@@ -135,6 +141,25 @@ ROWS = [
     Row("DP2 x EP2 whole", 4, on("ep2", WHOLE)),
     Row("EP4 sharded", 4, on("ep4", ONE)),
     Row("EP4 sharded overlapped recomputed", 4, on("ep4", GATHER, FULL)),
+    # experts over nodes
+    Row("EP2 shared experts beside", 2, on("ep2", BESIDE), default=DEFAULT),
+    Row("EP2 hierarchical", 2, on("ep2", nodes(1, "hierarchical"), GATHER), default=DEFAULT),
+    Row("EP2 deduplicated", 2, on("ep2", nodes(1, "deduplicated")), default=DEFAULT),
+    Row("EP2 deduplicated recomputed", 2, on("ep2", nodes(1, "deduplicated"), FULL, BESIDE)),
+    *[
+        Row(f"EP2 {kind}, {name}", 2, on("ep2", nodes(1, kind)), name)
+        for kind in ("hierarchical", "deduplicated")
+        for name in (
+            "drops tokens, limited groups, depth-scaled", "pads to capacity, balanced groups",
+            "two tokens ahead")
+    ],  # fmt: skip
+    Row("EP4 hierarchical", 4, on("ep4", nodes(2, "hierarchical"), ONE)),
+    Row("EP4 deduplicated", 4, on("ep4", nodes(2, "deduplicated"), ONE, GATHER)),
+    Row("EP4 deduplicated, partly recomputed", 4, on("ep4", nodes(2, "deduplicated"), ONE, SOME)),
+    Row("TP2 x DP2, EP4 hierarchical", 4, on("tp2 ep4", nodes(2, "hierarchical"), BESIDE)),
+    Row("TP2 x CP2, EP4 deduplicated", 4, on("tp2 cp2 ep4", nodes(2, "deduplicated"))),
+    Row("PP2 x EP2 hierarchical", 4, on("pp2 ep2", nodes(1, "hierarchical"), ONE)),
+    Row("PP2 x EP2 deduplicated", 4, on("pp2 ep2", nodes(1, "deduplicated"), ONE, GATHER)),
     # Muon: whole matrices over their owners
     Row("DP2 muon", 2, on(""), "muon", DEFAULT),
     Row("DP2 muon overlapped", 2, on("", OVERLAP), "muon"),
