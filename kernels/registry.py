@@ -84,6 +84,18 @@ def pick(
     return found
 
 
+def vendor_op(name: str) -> Callable[..., Any]:
+    """An op that torch_npu has registered with torch; this package does not import it.
+
+    Raises:
+        RuntimeError: torch_npu is not imported, or has no such op.
+    """
+    try:
+        return getattr(torch.ops.npu, name)
+    except AttributeError as error:
+        raise RuntimeError(f"{name} is no op of torch: import a torch_npu that has it") from error
+
+
 def _load(op: str, name: str) -> Callable[..., Any]:
     module = f"loopmoe_kernels.{op}.{_MODULES.get(name, name)}"
     if importlib.util.find_spec(module) is None:

@@ -6,6 +6,8 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from loopmoe_kernels.registry import vendor_op
+
 
 def combine(
     y: Tensor, slots: Tensor, probs: Optional[Tensor] = None, dropless: bool = False
@@ -15,4 +17,4 @@ def combine(
         raise ValueError("combine: torch_npu's op knows no dropped slots; use the triton one")
     if probs is None:  # without probabilities the op takes K for 1
         probs = torch.ones(slots.shape, dtype=torch.float32, device=y.device)
-    return torch.ops.npu.npu_moe_token_unpermute(y, slots.flatten(), probs)
+    return vendor_op("npu_moe_token_unpermute")(y, slots.flatten(), probs)

@@ -8,5 +8,5 @@ CASES = {
     "all of them": (7, 6, 6, True, "float32"),
     "many experts": (5, 512, 8, True, "float32"),
     "bf16": (31, 64, 6, True, "bfloat16"),
-    "training": (2048, 64, 8, True, "float32"),
+    "training": (256, 64, 8, True, "float32"),
 }
