@@ -31,13 +31,5 @@ class _AdaLNNorm(torch.autograd.Function):
 
 
 def adaln_norm(hidden: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
-    """``(1 + gamma) * hidden / sqrt(mean(hidden^2) + eps) + beta``, statistics in fp32.
-
-    Args:
-        hidden, gamma, beta: [..., d], one dtype.
-        eps: added to the mean square.
-
-    Returns:
-        [..., d] in the dtype of ``hidden``.
-    """
+    """See ``loopmoe_kernels.adaln_norm``."""
     return _AdaLNNorm.apply(hidden, gamma, beta, eps)

@@ -31,13 +31,5 @@ class _WeightedSwiGLU(torch.autograd.Function):
 
 
 def weighted_swiglu(gate_up: Tensor, probs: Tensor) -> Tensor:
-    """``silu(gate) * up * p``.
-
-    Args:
-        gate_up: [T, 2f], gate then up.
-        probs: [T], the router's weight of each row.
-
-    Returns:
-        [T, f] in the dtype of ``gate_up``.
-    """
+    """See ``loopmoe_kernels.weighted_swiglu``."""
     return _WeightedSwiGLU.apply(gate_up, probs)

@@ -7,6 +7,7 @@ usage: loopmoe bench train [--against megatron] [--json FILE] [setting=value ...
        loopmoe bench pipeline [--json FILE] [setting=value ...]
        loopmoe bench sim [--rows CSV] [--json OUT]
        loopmoe bench ops [--quick] [--json FILE] [setting=value ...]
+       loopmoe bench kernels [--quick] [--json FILE] [setting=value ...]
 
   train   tokens/s of 2 ranks with expert parallelism against megatron-core's own GPTModel
           (local specs, DotProductAttention, SequentialMLP), and against the same given
@@ -25,6 +26,10 @@ usage: loopmoe bench train [--against megatron] [--json FILE] [setting=value ...
           one process (cluster.devices=2: in two at once, as training shares a processor), in 7
           rounds (steps=7); --quick: a few small ones. --json FILE writes the table for the
           simulator: cluster.efficiency.table=FILE. On a GPU: cluster=h100 precision=bf16.
+  kernels  how near the ops of loopmoe_kernels, forward and backward, come to the bandwidth of a
+          copy measured in the same rounds (15: steps=15), beside their definitions as torch runs
+          and compiles them and installed peers; --quick: one small size. The picture is
+          kernels.png in the run folder, or FILE with .png. On a GPU: cluster=h100 precision=bf16.
 
 Every benchmark prints a table and ends with one line `headline: name=value ...`.
 """
@@ -45,6 +50,9 @@ _ITER_ADALN = [
     "optim.warmup_steps=1",
 ]  # fmt: skip
 _OPS = ["name=bench-ops", "cluster.devices=1", "parallel=data", "steps=7", "optim.warmup_steps=1"]
+_KERNELS = [
+    "name=bench-kernels", "cluster.devices=1", "parallel=data", "steps=15", "optim.warmup_steps=1",
+]  # fmt: skip
 _PIPELINE = [
     "name=bench-pipeline", "cluster.devices=4", "parallel=data", "steps=5", "optim.warmup_steps=1",
     "micro_batch_size=1", "global_batch_size=4",
@@ -104,6 +112,8 @@ def run(argv: List[str]) -> int:
         table, show = {"grid": pipeline.grid(), "waits": waits, "model": real}, pipeline.show
     elif names == ["ops"]:
         return _ops(overrides, quick, out)
+    elif names == ["kernels"]:
+        return _kernels(overrides, quick, out)
     elif names == ["resume"]:
         from loopmoe_train.bench import resume
         from loopmoe_train.launcher.supervise import launch
@@ -113,7 +123,7 @@ def run(argv: List[str]) -> int:
         raise Refused(
             f"bench {' '.join(names)}: there is no such benchmark",
             "use `bench train`, `bench resume`, `bench checkpoint`, `bench iter_adaln`, "
-            "`bench pipeline` or `bench ops`",
+            "`bench pipeline`, `bench ops` or `bench kernels`",
         )
     if out is not None:
         Path(out).write_text(json.dumps(table, indent=1) + "\n")
@@ -133,6 +143,25 @@ def _ops(overrides: List[str], quick: bool, out: Optional[str]) -> int:
     if out is not None:
         Path(out).write_text(table.text())
     ops_show.show(table)
+    return 0
+
+
+def _kernels(overrides: List[str], quick: bool, out: Optional[str]) -> int:
+    from loopmoe_train.bench import kernels_show
+    from loopmoe_train.config.compose import compose
+    from loopmoe_train.config.run_file import run_dir
+    from loopmoe_train.observe.plots.kernels import plot_kernels
+
+    own = [*_KERNELS, *(["steps=2"] if quick else []), *overrides]
+    found = _on_ranks("loopmoe_train.bench.kernels", own, options={"quick": quick})
+    picture = run_dir(compose(own)) / "kernels.png"
+    if out is not None:
+        Path(out).write_text(json.dumps(found, indent=1) + "\n")
+        picture = Path(out).with_suffix(".png")
+    title = f"{found['hardware']}, {found['precision']}; tokens over hidden size"
+    plot_kernels(found["rows"], kernels_show.STREAMS, picture, title)
+    print(f"\npicture: {picture}")
+    kernels_show.show(found)
     return 0
 
 

@@ -1,4 +1,7 @@
-"""The fused activation against its definition in float64: value and both gradients."""
+"""The fused activation against its definition in float64: value and both gradients; in torch
+operations, and in Triton (interpreted where there is no GPU)."""
+
+from __future__ import annotations
 
 import pytest
 import torch
@@ -6,17 +9,18 @@ import torch
 from loopmoe_kernels.weighted_swiglu import weighted_swiglu
 from loopmoe_kernels.weighted_swiglu.cases import CASES
 from loopmoe_kernels.weighted_swiglu.reference import weighted_swiglu as definition
+from tests.kernels.native import DEVICE, ROWS, Run
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_value_and_gradients(case: str, device: str) -> None:
+def check(case: str, implementation: str, device: str, most: int) -> None:
     rows, width, dtype_name = CASES[case]
-    dtype = getattr(torch, dtype_name)
+    rows, dtype = min(rows, most), getattr(torch, dtype_name)
     generator = torch.Generator().manual_seed(0)
     gate_up = torch.randn(rows, 2 * width, generator=generator).to(device, dtype).requires_grad_()
     probs = torch.rand(rows, generator=generator).to(device).requires_grad_()  # fp32 beside bf16
     exact = [x.detach().double().requires_grad_() for x in (gate_up, probs)]
-    out, wanted = weighted_swiglu(gate_up, probs), definition(*exact)
+    out = weighted_swiglu(gate_up, probs, implementation=implementation)
+    wanted = definition(*exact)
     upstream = torch.randn(rows, width, generator=generator).to(device, dtype)
     out.backward(upstream)
     wanted.backward(upstream.double())
@@ -29,3 +33,18 @@ def test_value_and_gradients(case: str, device: str) -> None:
     ):
         error = (mine.double() - reference).norm()
         assert error <= tolerance * reference.norm()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_in_torch(case: str, device: str) -> None:
+    check(case, "eager", device, 1 << 30)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_in_triton(case: str, run_triton: Run) -> None:
+    run_triton(check, case, "triton", DEVICE, ROWS)
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="probs"):
+        weighted_swiglu(torch.zeros(3, 4), torch.zeros(2))
