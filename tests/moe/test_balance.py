@@ -148,11 +148,13 @@ def test_balance_does_not_depend_on_the_capacity(one_rank: None, scope: str, pad
     assert not free.dropped.any() and limited.dropped.sum() > T * K // 4
 
 
-def test_padding_fills_up_and_is_not_counted(one_rank: None) -> None:
+def test_padding_is_left_to_the_dispatcher(one_rank: None) -> None:
+    """A token is never said to have an expert that it did not choose."""
     router = _router("model.moe.capacity_factor=1.0", "model.moe.pad_to_capacity=true")
     _, routing_map = router.routing(_logits())
     capacity = -(-T * K // E)
-    assert routing_map.sum(0).tolist() == [capacity] * E
+    assert (routing_map.sum(0) <= capacity).all() and (routing_map.sum(1) <= K).all()
+    assert torch.equal(routing_map.sum(0), router.load.clamp_max(capacity))
     assert router.load.sum() == T * K
     assert router.dropped.sum() == (router.load - capacity).clamp_min(0).sum() > 0
 
