@@ -1,5 +1,5 @@
-"""``parallel=auto``: the simulator chooses the layout before anything is started, and is held
-against what was measured at the end."""
+"""``parallel=auto`` and ``model.moe.dispatcher=auto``: the simulator chooses before anything is
+started. Of a layout it is held against what was measured at the end."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
+from loopmoe_train.config.rules import DISPATCHERS
 from loopmoe_train.errors import Refused
 from loopmoe_train.observe.rundata import load_runs
 from loopmoe_train.sim.machine import GIB
 
 AUTO = "parallel=auto"
+DISPATCHER = "model.moe.dispatcher="
 _SETTLED = 3  # steps before which caches and allocators still warm up
 
 
@@ -33,18 +35,18 @@ class Choice:
 
 
 def resolve(words: Sequence[str]) -> Tuple[List[str], Optional[Choice]]:
-    """The command line with ``parallel=auto`` replaced by the layout that is predicted fastest.
+    """The command line with every ``auto`` replaced by what is predicted fastest.
 
     Raises:
         Refused: no layout fits, or the cluster is not described.
     """
     if AUTO not in words:
-        return list(words), None
+        return with_dispatcher(words), None
     from loopmoe_train.cli.layouts import find
     from loopmoe_train.sim.memory import beside
     from loopmoe_train.sim.search import refusal
 
-    others = [word for word in words if word != AUTO]
+    others = [word for word in searched(words) if word != AUTO]
     for word in others:
         if word.startswith("parallel="):
             raise Refused(f"{AUTO} and {word} contradict each other", "leave one out")
@@ -71,6 +73,39 @@ def resolve(words: Sequence[str]) -> Tuple[List[str], Optional[Choice]]:
     return [*settings, *others], Choice(
         settings, best.estimate.seconds, memory / GIB, machine.scale
     )
+
+
+def searched(words: Sequence[str]) -> List[str]:
+    """The command line without the ``auto`` that a search answers anyway."""
+    return [word for word in words if word != DISPATCHER + "auto"]
+
+
+def with_dispatcher(words: Sequence[str]) -> List[str]:
+    """The command line with ``model.moe.dispatcher=auto`` replaced by the exchange of tokens that
+    is predicted fastest in the run's layout.
+
+    Raises:
+        Refused: the run cannot be, or the cluster is not described.
+    """
+    if DISPATCHER + "auto" not in words:
+        return list(words)
+    from loopmoe_train.config.compose import compose
+    from loopmoe_train.config.rules import problems
+    from loopmoe_train.sim.machine import machine_of
+    from loopmoe_train.sim.step import estimate
+    from loopmoe_train.sim.workload import workload_of
+
+    others = searched(words)
+    run = compose([*others, DISPATCHER + "alltoall"])
+    machine, seconds = machine_of(run.cluster), {}
+    for kind in DISPATCHERS:
+        run.model.moe.dispatcher = kind
+        if not problems(run):
+            seconds[kind] = estimate(workload_of(run), machine).seconds
+    best = min(seconds, key=lambda kind: seconds[kind])
+    found = ", ".join(f"{kind} {time:.4g} s a step" for kind, time in seconds.items())
+    print(f"model.moe.dispatcher=auto: {best} ({found})", flush=True)
+    return [*others, DISPATCHER + best]
 
 
 def _other_versions(software: Dict[str, str]) -> List[str]:

@@ -89,6 +89,7 @@ def run(argv: List[str]) -> int:
     if given.trace is not None and given.draw is None:
         raise Refused("--trace is for --draw", "add --draw FILE.png")
     from loopmoe_train.cli import layouts
+    from loopmoe_train.cli.auto import searched, with_dispatcher
 
     techniques = [name for word in given.techniques for name in word.split(",") if name]
     unique, assumption = _unique(given)
@@ -98,15 +99,17 @@ def run(argv: List[str]) -> int:
         report = _models(_compose_each(given.settings), unique, assumption)
         text = "\n".join(_table(report))
     elif given.shapes:
-        report, text = layouts.shapes(given.settings, given.top)
+        report, text = layouts.shapes(searched(given.settings), given.top)
     elif given.script is not None:
         report, text = layouts.of_script(given.script, given.settings, techniques)
     elif given.explain:
-        report, text = layouts.explain(given.settings, techniques, given.draw, given.trace)
+        report, text = layouts.explain(
+            with_dispatcher(given.settings), techniques, given.draw, given.trace
+        )
     elif given.draw is not None:
         report, text = draw(given.settings, given.draw, given.trace)
     else:
-        report, text = layouts.report(given.settings, given.top, techniques, given.pareto)
+        report, text = layouts.report(searched(given.settings), given.top, techniques, given.pareto)
     if given.json is not None:
         try:
             write_text(Path(given.json), json.dumps(report, indent=1) + "\n")

@@ -21,6 +21,8 @@ Problems = model_rules.Problems
 
 RECOMPUTE_MODULES = ("core_attn", "moe", "mlp", "mla_up_proj", "shared_experts")
 
+DISPATCHERS = ("alltoall", "allgather", *parallel_rules.TWO_LEVEL)
+
 _CHOICES = {
     "precision": ("fp32", "bf16"),
     "model.attention.kind": ("mla", "gqa"),
@@ -30,7 +32,7 @@ _CHOICES = {
     "model.moe.balance_over": ("layer", "visit"),
     "model.moe.group_routing": ("none", "limited", "balanced"),
     "model.moe.drop_policy": ("probs", "position"),
-    "model.moe.dispatcher": ("alltoall", "allgather", "hierarchical", "deduplicated"),
+    "model.moe.dispatcher": DISPATCHERS,
     "model.loop.conditioning": ("iter_adaln", "none"),
     "model.loop.gate": ("vector", "scalar"),
     "parallel.context_parallel": ("gather", "ulysses"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
+from loopmoe_train.config.parallel_rules import TWO_LEVEL
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.sim import memory
 from loopmoe_train.sim.machine import Machine
@@ -40,7 +41,7 @@ class Candidate:
     saving: Tuple[str, ...] = ()
 
     def settings(self) -> Dict[str, Any]:
-        """As settings of a run. An exchange that the trainer lacks has none."""
+        """As settings of a run."""
         found: Dict[str, Any] = {
             "parallel.tensor_parallel_size": self.tensor,
             "parallel.context_parallel_size": self.context,
@@ -49,9 +50,8 @@ class Candidate:
             "parallel.expert_parallel_size": self.expert,
             "parallel.expert_tensor_parallel_size": self.expert_tensor,
             "micro_batch_size": self.micro_batch,
+            "model.moe.dispatcher": self.exchange,
         }
-        if self.exchange in ("alltoall", "allgather"):
-            found["model.moe.dispatcher"] = self.exchange
         if self.recompute == "full":
             found |= {"memory.recompute": "full", "memory.recompute_modules": []}
         elif self.recompute == "none":
@@ -176,7 +176,7 @@ class Space:
                     count(dropped, "does not fit, even if all is recomputed")
                     break  # larger micro-batches need more
                 for policy in fitting:
-                    for exchange in self._exchanges(cut.expert):
+                    for exchange in self._exchanges(cut):
                         candidate = replace(policy, exchange=exchange)
                         yield candidate, self.stages(candidate)
 
@@ -200,14 +200,21 @@ class Space:
                 return recompute
         return None
 
-    def _exchanges(self, expert: int) -> Sequence[str]:
+    def _exchanges(self, cut: Candidate) -> Sequence[str]:
         told = self.fixed.get("model.moe.dispatcher")
         if told is not None:
             return (told,)
-        if expert == 1:
+        if cut.expert == 1:
             return ("alltoall",)
-        more = [name for name in ("hierarchical", "deduplicated") if name in self.techniques]
-        return ("alltoall", *more) if expert > 8 else ("alltoall", "allgather", *more)
+        if cut.expert <= 8:
+            return ("alltoall", "allgather", *self._two_level(cut))
+        return ("alltoall", *self._two_level(cut))
+
+    def _two_level(self, cut: Candidate) -> Sequence[str]:
+        """Exchanges for experts that span whole nodes, as ``config/parallel_rules.py`` has it."""
+        node = self.run.cluster.devices_per_node
+        spans = cut.expert_tensor == 1 and cut.expert > node and cut.expert % node == 0
+        return TWO_LEVEL if spans else ()
 
     def _axis(self, name: str, values: Sequence[int]) -> Sequence[int]:
         told = self.fixed.get(_setting(name))
@@ -278,8 +285,7 @@ class Space:
             exchange=candidate.exchange,
             memory=_memory(self.base, candidate.recompute),
         )
-        chosen = (*self.forced, *candidate.saving)
-        return replace(using(work, chosen), exchange=candidate.exchange)
+        return using(work, (*self.forced, *candidate.saving))
 
     def stages(self, candidate: Candidate) -> Stages:
         """As :class:`Stages`, with operators shared among equal cuts."""

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
 # Techniques that the simulator knows and the trainer has not yet; `loopmoe plan --with`.
 TECHNIQUES = {
-    "hierarchical": "expert exchange in two levels, all-gather between nodes",
-    "deduplicated": "a token crosses to a node once",
     "expert-overlap": "the exchange runs beside another micro-batch's arithmetic",
     "tensor-overlap": "gathers and scatters run beside their product",
     "fine-recompute": "norms and activations are recomputed",
@@ -35,7 +33,7 @@ def using(work: Workload, techniques: Sequence[str]) -> Workload:
     for name in techniques:
         if name not in TECHNIQUES:
             raise Refused(f"{name}: an unknown technique", f"use some of {', '.join(TECHNIQUES)}")
-    overlap, kept, exchange = work.overlap, work.memory, work.exchange
+    overlap, kept = work.overlap, work.memory
     if "expert-overlap" in techniques:
         overlap = replace(overlap, experts=_HIDDEN)
     if "tensor-overlap" in techniques:
@@ -44,7 +42,5 @@ def using(work: Workload, techniques: Sequence[str]) -> Workload:
         kept = replace(kept, modules=kept.modules | {"norm", "act"})
     if "swap-optimizer" in techniques:
         kept = replace(kept, swap=kept.swap | {"optimizer"})
-    if work.grid.expert > 1:
-        exchange = next((n for n in ("hierarchical", "deduplicated") if n in techniques), exchange)
     imbalance = 1.0 if "balanced" in techniques else work.imbalance
-    return replace(work, overlap=overlap, memory=kept, exchange=exchange, imbalance=imbalance)
+    return replace(work, overlap=overlap, memory=kept, imbalance=imbalance)

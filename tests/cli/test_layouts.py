@@ -10,6 +10,7 @@ import pytest
 
 from loopmoe_train.cli import auto, main
 from loopmoe_train.cli.auto import resolve
+from loopmoe_train.config.compose import compose
 from loopmoe_train.errors import Refused
 
 RUN = ["model=loopmoe_3b", "cluster=ascend_a2", "cluster.devices=16", "sequence_length=4096",
@@ -125,6 +126,33 @@ def test_a_table_of_other_software_is_told(
     monkeypatch.setattr("importlib.metadata.version", lambda name: "9.9.9+cpu")
     resolve(words)
     assert re.search(r"measured with torch \S+, here is 9.9.9\+cpu", capsys.readouterr().out)
+
+
+NODES = ["model=qwen3_30b_a3b", "cluster=ascend_a2", "cluster.devices=64", "sequence_length=4096",
+         "global_batch_size=256", "precision=bf16", "parallel.expert_parallel_size=32",
+         "micro_batch_size=1"]  # fmt: skip
+
+
+def test_the_exchange_is_chosen(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words, choice = resolve([*NODES, "model.moe.dispatcher=auto"])
+    assert choice is None and words[:-1] == NODES
+    text = capsys.readouterr().out
+    seconds = {kind: float(one) for kind, one in re.findall(r"(\w+) ([0-9.]+) s a step", text)}
+    assert set(seconds) == {"alltoall", "allgather", "hierarchical", "deduplicated"}
+    best = min(seconds, key=lambda kind: seconds[kind])
+    assert words[-1] == f"model.moe.dispatcher={best}" != "model.moe.dispatcher=alltoall"
+    # in one node there is no second level
+    words, _ = resolve([*NODES, "model.moe.dispatcher=auto", "parallel.expert_parallel_size=8"])
+    assert "hierarchical" not in capsys.readouterr().out
+    # the search takes it too, and says what to run
+    assert main(["plan", *NODES, "model.moe.dispatcher=auto", "--top", "1"]) == 0
+    assert f"model.moe.dispatcher={best}" in capsys.readouterr().out
+    # but a run that nobody resolved is refused
+    out = tmp_path / "plan.json"
+    assert main(["plan", "--explain", *NODES, "model.moe.dispatcher=auto", "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["step_s"] == pytest.approx(seconds[best], rel=1e-3)
+    with pytest.raises(Refused, match="dispatcher=auto: use one of alltoall"):
+        compose([*NODES, "model.moe.dispatcher=auto"])
 
 
 def test_auto_refuses_what_cannot_fit() -> None:
