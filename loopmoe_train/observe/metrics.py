@@ -31,6 +31,9 @@ TRAIN_KEYS = (
     "mfu",
 )
 TRAIN_OPTIONAL_KEYS = ("aux_loss", "bits_per_byte")
+# Hidden states that left their node in the experts' exchanges of a step, forward and backward, in
+# MiB of one rank (the mean); only where experts span nodes.
+CROSS_NODE_KEY = "exchange/cross_node_mib"
 VALID_KEYS = ("step", "elapsed_s", "val_loss", "val_bits_per_byte")
 
 SET_STATS = ("loss", "bits_per_byte")  # of one validation set, where there are several

@@ -21,12 +21,13 @@ from loopmoe_train.evaluation.perplexity import Validations, gzip_bits_per_byte
 from loopmoe_train.evaluation.probe import training_mtp_losses, training_routing
 from loopmoe_train.files import write_text
 from loopmoe_train.observe.jsonl import last_steps
-from loopmoe_train.observe.metrics import set_key
+from loopmoe_train.moe.dispatch import levels, traffic
+from loopmoe_train.observe.metrics import CROSS_NODE_KEY, set_key
 from loopmoe_train.observe.progress import Progress
 from loopmoe_train.observe.routing import RoutingProbe, write_probe
 from loopmoe_train.observe.sinks import JsonlSink, MultiSink, Sink, WandbSink
 from loopmoe_train.observe.tensorboard import TensorBoardSink
-from loopmoe_train.parallel.reduce import max_over_ranks
+from loopmoe_train.parallel.reduce import max_over_ranks, sum_over_ranks
 from loopmoe_train.redact import redact
 from loopmoe_train.spec.arithmetic import parameters, train_flops_per_token
 from loopmoe_train.spec.batch import micro_batches, total_samples
@@ -126,6 +127,7 @@ class Recorder:
         if self.first_step_s is None and START_VARIABLE in os.environ:
             self.first_step_s = time.time() - float(os.environ[START_VARIABLE])
         tokens = result.samples * run.sequence_length
+        crossed = traffic.take()
         self.speeds.append(tokens / step_s)
         self.micro_batches += micro_batches(run, result.samples)
         if step % run.observe.log_interval and step != run.steps:
@@ -133,6 +135,11 @@ class Recorder:
         routing = training_routing(self.state.model)
         heads = training_mtp_losses(self.micro_batches) if run.model.mtp_layers else []
         self.micro_batches = 0
+        exchanged = {}
+        if levels.current().nodes > 1:
+            ranks = dist.get_world_size()
+            total = sum_over_ranks(torch.tensor([float(crossed)]))[0]
+            exchanged = {CROSS_NODE_KEY: total / ranks / 2**20}
         if not self.main:
             return
         record = dict(
@@ -150,7 +157,7 @@ class Recorder:
         if run.model.loop.min_iterations is not None:
             record["iterations"] = result.iterations
         ahead = {f"mtp_loss/{head}": loss for head, loss in enumerate(heads, start=1)}
-        self.sinks.write({**record, **ahead, **routing})
+        self.sinks.write({**record, **ahead, **exchanged, **routing})
         self.progress.train(record)
 
     def _flops(self, iterations: int) -> float:

@@ -26,6 +26,7 @@ from loopmoe_train.evaluation.probe import probe
 from loopmoe_train.evaluation.sample import sample_text
 from loopmoe_train.model.build import build_model, layer_names
 from loopmoe_train.moe.balance import finalize_model_grads
+from loopmoe_train.moe.dispatch import traffic
 from loopmoe_train.optim.build import build_optimizer
 from loopmoe_train.parallel import groups
 from loopmoe_train.spec.batch import global_batch, micro_batches
@@ -200,8 +201,9 @@ def _loop(
 def evaluate(state: TrainState, text: Text, recorder: Recorder) -> None:
     """Validation loss, bits per byte, and the routing probe."""
     heartbeat.at("evaluate", state.step)
-    result = validate(state.run, state.model, text.valid, text.token_bytes)
-    routing, gates = probe(state.run, state.model, text.probe, state.step)
+    with traffic.uncounted():  # it is told of steps
+        result = validate(state.run, state.model, text.valid, text.token_bytes)
+        routing, gates = probe(state.run, state.model, text.probe, state.step)
     recorder.validation(result, routing, gates)
 
 

@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.train.small_run import LOOPMOE, loopmoe, records
+from tests.train.small_run import LOOPMOE, loopmoe, records, train
 
 
 def test_the_run_folder_is_complete(run: Path) -> None:
@@ -99,3 +100,24 @@ def test_a_moved_run_can_be_reported_and_evaluated(place: Path, run: Path) -> No
     done = loopmoe(place / "elsewhere", LOOPMOE, "evaluate", "moved")
     assert done.returncode == 0, done.stderr
     assert (place / "elsewhere" / "moved" / "evaluation.json").exists()
+
+
+def test_bytes_between_nodes_are_told(place: Path, run: Path) -> None:
+    """Of steps alone: two visits of a layer with experts (and one without loop), both ways,
+    forward and backward, one other node."""
+    done = train(
+        place, "name=nodes", "cluster.devices_per_node=1", "model.moe.dispatcher=hierarchical",
+        "parallel.expert_parallel_size=2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = records(place / "runs" / "nodes", "loss")
+    visits = sum(key.startswith("router/") and key.endswith("/dead") for key in found[1])
+    hidden = yaml.safe_load((run / "run.yaml").read_text())["model"]
+    tokens = 8 * 32 / 2  # of a rank in a step
+    wanted = visits * tokens * hidden["hidden_size"] * 4 * 4 / 2**20
+    for line in found.values():  # also of the steps behind a validation
+        assert line["exchange/cross_node_mib"] == pytest.approx(wanted)
+    assert "exchange/cross_node_mib" not in records(run, "loss")[1]
+    plain = records(run, "loss")
+    for step, line in found.items():  # the same losses as with the flat exchange
+        assert line["loss"] == pytest.approx(plain[step]["loss"], rel=1e-3)
