@@ -59,9 +59,8 @@ def dispatch_index(experts: Tensor, num_experts: int) -> Tuple[Tensor, Tensor]:
     experts = experts.contiguous()
     chunks = triton.cdiv(pairs, _CHUNK)
     found = torch.empty(num_experts, chunks, dtype=torch.int32, device=experts.device)
-    count_pairs[programs(chunks)](
-        experts, found, pairs, chunks, num_experts, _CHUNK, triton.next_power_of_2(num_experts + 1)
-    )
+    bins = max(128, triton.next_power_of_2(num_experts + 1))  # a thread's each, at least
+    count_pairs[programs(chunks)](experts, found, pairs, chunks, num_experts, _CHUNK, bins)
     flat = found.view(-1)
     starts = flat.cumsum(0, dtype=torch.int32).sub_(flat)
     number_pairs[programs(chunks)](experts, starts, slots, pairs, chunks, num_experts, _CHUNK)

@@ -12,6 +12,7 @@ from loopmoe_kernels import adaln_norm, combine, dispatch_index, permute, router
 from loopmoe_kernels import weighted_swiglu as swiglu
 from loopmoe_kernels.adaln_norm import reference as adaln_definition
 from loopmoe_kernels.combine import reference as combine_definition
+from loopmoe_kernels.dispatch_index import reference as dispatch_definition
 from loopmoe_kernels.dispatch_index.cases import experts_of
 from loopmoe_kernels.expert_major_index import expert_major_index
 from loopmoe_kernels.permute import reference as permute_definition
@@ -123,7 +124,7 @@ def problems(size: Size, dtype: torch.dtype) -> Iterator[Problem]:
     )  # fmt: skip
     yield Problem(
         "dispatch_index", [], 8 * rows + 8 * experts, 0,
-        lambda: dispatch_index.dispatch_index(chosen, experts, implementation="reference"),
+        lambda: dispatch_definition.dispatch_index(chosen, experts),
         lambda **named: dispatch_index.dispatch_index(chosen, experts, **named),
         own_eager=False,
     )  # fmt: skip
