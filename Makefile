@@ -4,7 +4,7 @@ VENV ?= .venv
 MODEL ?= loopmoe_tiny
 BIN := $(VENV)/bin
 
-.PHONY: setup train test parity chaos bench clean
+.PHONY: setup train test parity chaos kernels-ascend bench clean
 
 setup: $(VENV)/.installed
 
@@ -37,8 +37,24 @@ parity: $(VENV)/.installed-dev
 chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m chaos
 
+# Lowers every Triton kernel for an NPU, without one, and checks what the lowering lets pass. Its
+# triton cannot live beside the other, so it has an environment of its own (1.2 GB).
+ASCEND_VENV ?= .venv-ascend
+ASCEND_PYTHON ?= python3.11
+
+kernels-ascend: $(ASCEND_VENV)/.installed
+	$(ASCEND_VENV)/bin/python -m tests.kernels.ascend
+
+$(ASCEND_VENV)/.installed: pyproject.toml
+	test -x $(ASCEND_VENV)/bin/python || $(ASCEND_PYTHON) -m venv $(ASCEND_VENV)
+	$(ASCEND_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+	    triton-ascend==3.2.0 pybind11 'numpy<2.4' torch==2.13.0 'setuptools>=77'
+	$(ASCEND_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+	    --no-deps --no-build-isolation -e .
+	touch $@
+
 bench: setup
 	$(BIN)/loopmoe bench train --against megatron
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(ASCEND_VENV) build dist *.egg-info

@@ -19,8 +19,8 @@ def adaln_rows(
     hidden_ptr, gamma_ptr, beta_ptr, out_ptr, inverse_ptr, rows, gamma_stride, beta_stride, eps,
     H: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
-        row = tl.cast(row, tl.int64)
+    for item in range(tl.program_id(0), rows, tl.num_programs(0)):
+        row = tl.cast(item, tl.int64)
         columns = tl.arange(0, BLOCK)
         inside = columns < H
         # Asked for before the sum over the row is waited for.
@@ -52,8 +52,8 @@ def adaln_rows_backward(
     grad_ptr, hidden_ptr, gamma_ptr, inverse_ptr, grad_hidden_ptr, grad_gamma_ptr, rows,
     gamma_stride, H: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
-        row = tl.cast(row, tl.int64)
+    for item in range(tl.program_id(0), rows, tl.num_programs(0)):
+        row = tl.cast(item, tl.int64)
         columns = tl.arange(0, BLOCK)
         inside = columns < H
         inverse = tl.load(inverse_ptr + row)

@@ -9,7 +9,7 @@ from loopmoe_kernels.registry import pick
 
 __all__ = ["dispatch_index"]
 
-_MOST = 2**24  # numbers up to it are exact in fp32, in which the kernels compare
+_MOST = 4096  # a chunk's counts of all experts are held at once
 
 
 def dispatch_index(
@@ -28,7 +28,7 @@ def dispatch_index(
         counts: [E] int64, pairs of each expert.
 
     Raises:
-        ValueError: ``experts`` is not a matrix of integers, or E is not 1 .. 2^24.
+        ValueError: ``experts`` is not a matrix of integers, or E is not 1 .. 4096.
     """
     if experts.dim() != 2 or experts.is_floating_point() or experts.dtype == torch.bool:
         raise ValueError(

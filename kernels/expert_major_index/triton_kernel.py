@@ -16,17 +16,19 @@ def number_segments(
     RANKS: tl.constexpr, EXPERTS: tl.constexpr, R: tl.constexpr, E: tl.constexpr,
     RUN: tl.constexpr,
 ):  # fmt: skip
-    rank_of = tl.arange(0, R)[:, None]
-    expert_of = tl.arange(0, E)[None, :]
+    ranks = tl.arange(0, R)[:, None]
+    experts = tl.arange(0, E)[None, :]
     counts = tl.load(
-        counts_ptr + rank_of * EXPERTS + expert_of,
-        mask=(rank_of < RANKS) & (expert_of < EXPERTS), other=0,
+        counts_ptr + ranks * EXPERTS + experts,
+        mask=(ranks < RANKS) & (experts < EXPERTS), other=0,
     ).to(tl.int32)  # fmt: skip
+    # Compared as fp32: an NPU compares vectors of integers one by one.
+    rank_of, expert_of = ranks.to(tl.float32), experts.to(tl.float32)
     numbers = tl.arange(0, RUN)
     # The program behind the last segment marks the rows that no segment has.
     for item in range(tl.program_id(0), RANKS * EXPERTS + 1, tl.num_programs(0)):
-        rank = item // EXPERTS
-        expert = item % EXPERTS
+        rank = tl.cast(item // EXPERTS, tl.float32)
+        expert = tl.cast(item % EXPERTS, tl.float32)
         earlier = (rank_of < rank) | ((rank_of == rank) & (expert_of < expert))
         start = tl.sum(tl.sum(tl.where(earlier, counts, 0), 1), 0)
         if item == RANKS * EXPERTS:

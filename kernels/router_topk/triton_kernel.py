@@ -15,9 +15,10 @@ def choose_experts(
     logits_ptr, bias_ptr, weights_ptr, experts_ptr, tokens, scale,
     E: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, KS: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
+    # Compared as fp32: an NPU compares vectors of integers one by one.
+    numbers, places = tl.arange(0, BLOCK).to(tl.float32), tl.arange(0, KS).to(tl.float32)
     columns = tl.arange(0, BLOCK)
-    inside = columns < E
-    places = tl.arange(0, KS)
+    numbers, inside = columns.to(tl.float32), columns < E
     for token in range(tl.program_id(0), tokens, tl.num_programs(0)):
         at = logits_ptr + tl.cast(token, tl.int64) * E + columns
         logits = tl.load(at, mask=inside, other=0.0).to(tl.float32)
@@ -25,20 +26,20 @@ def choose_experts(
         ranked = scores
         if BIASED:
             ranked += tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-        ranked = tl.where(inside, ranked, float("-inf"))
+        ranked = tl.where(numbers < E, ranked, float("-inf"))
         chosen = tl.full([KS], 0.0, tl.float32)
-        experts = tl.full([KS], 0, tl.int32)
+        experts = tl.full([KS], 0.0, tl.float32)
         for place in tl.static_range(K):
             # Of equal ones the lowest index; NaN is equal to none and yields BLOCK, a dropped one.
-            best = tl.min(tl.where(ranked == tl.max(ranked, 0), columns, BLOCK), 0)
-            score = tl.sum(tl.where(columns == best, scores, 0.0), 0)
-            ranked = tl.where(columns == best, float("-inf"), ranked)
+            best = tl.min(tl.where(ranked == tl.max(ranked, 0), numbers, BLOCK), 0)
+            score = tl.sum(tl.where(numbers == best, scores, 0.0), 0)
+            ranked = tl.where(numbers == best, float("-inf"), ranked)
             chosen = tl.where(places == place, score, chosen)
             experts = tl.where(places == place, best, experts)
         weights = scale * chosen / (tl.sum(chosen, 0) + 1e-20)
-        out = token * K + places
-        tl.store(weights_ptr + out, weights, mask=places < K)
-        tl.store(experts_ptr + out, experts, mask=places < K)
+        out = tl.arange(0, KS)
+        tl.store(weights_ptr + token * K + out, weights, mask=out < K)
+        tl.store(experts_ptr + token * K + out, experts.to(tl.int32), mask=out < K)
 
 
 @triton.jit(do_not_specialize=["tokens", "scale"])
@@ -47,7 +48,7 @@ def choose_experts_backward(
     E: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     columns = tl.arange(0, BLOCK)
-    inside = columns < E
+    numbers, inside = columns.to(tl.float32), columns < E
     for token in range(tl.program_id(0), tokens, tl.num_programs(0)):
         origin = tl.cast(token, tl.int64) * E
         logits = tl.load(logits_ptr + origin + columns, mask=inside, other=0.0).to(tl.float32)
@@ -55,7 +56,7 @@ def choose_experts_backward(
         grads = tl.full([BLOCK], 0.0, tl.float32)
         chosen = tl.full([BLOCK], 0.0, tl.float32)
         for place in tl.static_range(K):
-            here = columns == tl.load(experts_ptr + token * K + place)
+            here = numbers == tl.load(experts_ptr + token * K + place).to(tl.float32)
             grads = tl.where(here, tl.load(grad_ptr + token * K + place), grads)
             chosen = tl.where(here, scores, chosen)
         total = tl.sum(chosen, 0) + 1e-20

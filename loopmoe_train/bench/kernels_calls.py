@@ -12,6 +12,7 @@ from loopmoe_kernels import adaln_norm, combine, dispatch_index, permute, router
 from loopmoe_kernels import weighted_swiglu as swiglu
 from loopmoe_kernels.adaln_norm import reference as adaln_definition
 from loopmoe_kernels.combine import reference as combine_definition
+from loopmoe_kernels.dispatch_index import reference as dispatch_definition
 from loopmoe_kernels.dispatch_index.cases import experts_of
 from loopmoe_kernels.expert_major_index import expert_major_index
 from loopmoe_kernels.permute import reference as permute_definition
@@ -37,6 +38,7 @@ class Problem:
         definition: in plain operations, of the inputs; also compiled.
         call: the op, of the inputs and ``implementation=``.
         peers: of installed packages: name -> function of the inputs.
+        own_eager: torch's operations are put together in another way than in the definition.
     """
 
     op: str
@@ -46,13 +48,14 @@ class Problem:
     definition: Callable[..., Any]
     call: Callable[..., Any]
     peers: Dict[str, Callable[..., Any]] = field(default_factory=dict)
+    own_eager: bool = True
 
     def sides(self, compiled: bool) -> Dict[str, Callable[..., Any]]:
-        """What computes it, ours first: the definition as torch runs it, compiled, what torch's
-        operations make at their best, peers."""
+        """What computes it, ours first; then the definition as torch runs it and compiled, the
+        version for processors in torch's operations, peers."""
         chosen = name_of(self.op, torch.device(accel.device_type), vendor_fits=True)
         found: Dict[str, Callable[..., Any]] = {OURS: self.call, "definition": self.definition}
-        if chosen != "eager":
+        if chosen != "eager" and self.own_eager:
             found["eager"] = lambda *x: self.call(*x, implementation="eager")
         if chosen == "vendor":
             found["triton"] = lambda *x: self.call(*x, implementation="triton")
@@ -117,11 +120,13 @@ def problems(size: Size, dtype: torch.dtype) -> Iterator[Problem]:
         "router_topk", [logits], table + 8 * rows, 2 * table + 8 * rows,
         lambda x: router_definition.router_topk(x, bias, top_k, 1.0)[0],
         lambda x, **named: router_topk.router_topk(x, bias, top_k, 1.0, **named)[0],
+        own_eager=False,
     )  # fmt: skip
     yield Problem(
         "dispatch_index", [], 8 * rows + 8 * experts, 0,
-        lambda: dispatch_index.dispatch_index(chosen, experts, implementation="reference"),
+        lambda: dispatch_definition.dispatch_index(chosen, experts),
         lambda **named: dispatch_index.dispatch_index(chosen, experts, **named),
+        own_eager=False,
     )  # fmt: skip
 
 
