@@ -53,6 +53,16 @@ _OPS = ["name=bench-ops", "cluster.devices=1", "parallel=data", "steps=7", "opti
 _KERNELS = [
     "name=bench-kernels", "cluster.devices=1", "parallel=data", "steps=15", "optim.warmup_steps=1",
 ]  # fmt: skip
+_MOE_LAYER = [
+    "name=bench-moe-layer", "cluster.devices=1", "parallel=data", "steps=15",
+    "optim.warmup_steps=1", "micro_batch_size=4", "global_batch_size=4", "model.moe.num_experts=64",
+    "model.moe.top_k=8",
+]  # fmt: skip
+_EXCHANGE = [
+    "name=bench-exchange", "cluster.devices=4", "parallel=data", "steps=9", "optim.warmup_steps=1",
+    "parallel.expert_parallel_size=4", "micro_batch_size=4", "global_batch_size=16",
+    "model.moe.num_experts=64", "model.moe.top_k=8", "model.hidden_size=256",
+]  # fmt: skip
 _PIPELINE = [
     "name=bench-pipeline", "cluster.devices=4", "parallel=data", "steps=5", "optim.warmup_steps=1",
     "micro_batch_size=1", "global_batch_size=4",
@@ -110,6 +120,12 @@ def run(argv: List[str]) -> int:
         waits = _on_ranks("loopmoe_train.bench.pipeline_waits", own)
         real = _on_ranks("loopmoe_train.bench.pipeline_model", [*_PIPELINE_MODEL, *overrides])
         table, show = {"grid": pipeline.grid(), "waits": waits, "model": real}, pipeline.show
+    elif names == ["moe"]:
+        from loopmoe_train.bench import moe_show
+
+        layer = _on_ranks("loopmoe_train.bench.moe_layer", [*_MOE_LAYER, *overrides])
+        across = _on_ranks("loopmoe_train.bench.exchange", [*_EXCHANGE, *overrides])
+        table, show = {"layer": layer, "exchange": across}, moe_show.show
     elif names == ["ops"]:
         return _ops(overrides, quick, out)
     elif names == ["kernels"]:
@@ -123,7 +139,7 @@ def run(argv: List[str]) -> int:
         raise Refused(
             f"bench {' '.join(names)}: there is no such benchmark",
             "use `bench train`, `bench resume`, `bench checkpoint`, `bench iter_adaln`, "
-            "`bench pipeline`, `bench ops` or `bench kernels`",
+            "`bench pipeline`, `bench moe`, `bench ops` or `bench kernels`",
         )
     if out is not None:
         Path(out).write_text(json.dumps(table, indent=1) + "\n")

@@ -20,8 +20,8 @@ from loopmoe_train.errors import LoopMoEError
 from loopmoe_train.evaluation.perplexity import Validations, gzip_bits_per_byte
 from loopmoe_train.evaluation.probe import training_mtp_losses, training_routing
 from loopmoe_train.files import write_text
-from loopmoe_train.observe.jsonl import last_steps
 from loopmoe_train.moe.dispatch import levels, traffic
+from loopmoe_train.observe.jsonl import last_steps
 from loopmoe_train.observe.metrics import CROSS_NODE_KEY, set_key
 from loopmoe_train.observe.progress import Progress
 from loopmoe_train.observe.routing import RoutingProbe, write_probe

@@ -39,6 +39,8 @@ class AllToAllDispatcher(MoEAlltoAllTokenDispatcher):
         config = copy.copy(config)
         config.moe_permute_fusion = True
         super().__init__(num_local_experts, local_expert_indices, config, pg_collection)
+        # What one rank sent is in the order of experts as it comes.
+        self.reorders = num_local_experts > 1 and self.tp_size * self.ep_size > 1
         # Padded rows of an expert, where they do not follow from the tokens that come in here.
         self.room: Optional[int] = None
 
@@ -109,7 +111,7 @@ class AllToAllDispatcher(MoEAlltoAllTokenDispatcher):
         self.tokens_per_expert = self._maybe_dtoh_and_synchronize(
             "before_permutation_2", self.tokens_per_expert
         )
-        if self.num_local_experts > 1:
+        if self.reorders:
             self.places_R1 = self._expert_major(rows)
             count = rows.shape[0]
             rows = permute(rows, self.places_R1, count, dropless=True)
@@ -130,7 +132,7 @@ class AllToAllDispatcher(MoEAlltoAllTokenDispatcher):
     # -- and back --------------------------------------------------------------------------
     def combine_preprocess(self, rows: Tensor) -> Tensor:
         """The experts' outputs in the order in which rows were received."""
-        if self.num_local_experts > 1:
+        if self.reorders:
             rows = combine(rows, self.places_R1, dropless=True)
         if self.tp_size > 1:
             splits = None if self.output_splits_tp is None else self.output_splits_tp.tolist()
