@@ -8,6 +8,7 @@ more nodes than there are ranks the rows are counted in a routing that is drawn 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from typing import Any, Callable, Dict, List
@@ -61,7 +62,7 @@ def measure(run: RunConfig) -> None:
             size = 4 * hidden * (2 if run.precision == "bf16" else 4)
             rows.append(dict(
                 nodes=nodes, kind=kind, counted=counted[kind], sent=size * sent,
-                formula=size * tokens * copies(kind, nodes, moe.top_k),
+                formula=size * tokens * copies(kind, nodes, moe.num_experts, moe.top_k),
                 seconds=statistics.median(seconds[kind]), low=min(seconds[kind]),
                 high=max(seconds[kind]),
             ))  # fmt: skip
@@ -72,7 +73,7 @@ def measure(run: RunConfig) -> None:
         sent = leaving(kind, routing, MORE_NODES, rank % MORE_NODES)
         sent = sum_over_ranks(torch.tensor([float(sent)]))[0] / world
         rows.append(dict(nodes=MORE_NODES, kind=kind, sent=size * sent,
-                         formula=size * tokens * copies(kind, MORE_NODES, moe.top_k)))  # fmt: skip
+                         formula=size * tokens * copies(kind, MORE_NODES, moe.num_experts, moe.top_k)))  # fmt: skip
     table = {
         "model": run.model.name, "tokens": tokens, "top_k": moe.top_k, "hidden": hidden,
         "ranks": world, "rows": rows,
@@ -82,16 +83,16 @@ def measure(run: RunConfig) -> None:
     groups.leave()
 
 
-def copies(kind: str, nodes: int, top_k: int) -> float:
-    """Rows that leave a node for one of its tokens, one way, if each of its experts is drawn alike.
+def copies(kind: str, nodes: int, experts: int, top_k: int) -> float:
+    """Rows that leave a node for one of its tokens, one way, if all choices of experts are alike.
 
-    With top_k of many experts that is top_k independent draws; the all-gather sends every token to
-    every node, whatever it chose.
+    The all-gather sends every token to every node, whatever it chose.
     """
     if kind == "hierarchical":
         return nodes - 1
     if kind == "deduplicated":
-        return (nodes - 1) * (1 - (1 - 1 / nodes) ** top_k)
+        elsewhere = experts - experts // nodes
+        return (nodes - 1) * (1 - math.comb(elsewhere, top_k) / math.comb(experts, top_k))
     return top_k * (1 - 1 / nodes)
 
 

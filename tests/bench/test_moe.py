@@ -35,5 +35,5 @@ def test_the_formula_is_what_a_large_routing_has() -> None:
     for nodes in (2, 4, 8):
         for kind in ("alltoall", "hierarchical", "deduplicated"):
             found = leaving(kind, routing, nodes, 1) / len(routing)
-            assert found == pytest.approx(copies(kind, nodes, 8), rel=0.02)
+            assert found == pytest.approx(copies(kind, nodes, 256, 8), rel=0.02)
     assert torch.equal(routing.sum(1), torch.full((4000,), 8))
