@@ -43,37 +43,19 @@ def measure(run: RunConfig) -> None:
         levels.make(per_node, True)
         nodes = world // per_node
         calls = {kind: _exchange(run, kind, routing) for kind in KINDS}
-        counted, seconds = {}, {kind: [] for kind in KINDS}
-        for kind, call in calls.items():
-            traffic.take()
-            call()
-            counted[kind] = sum_over_ranks(torch.tensor([float(traffic.take())]))[0] / world
-        for _ in range(run.steps):
-            for kind, call in calls.items():
-                dist.barrier()
-                started = time.perf_counter()
-                call()
-                accel.synchronize()
-                seconds[kind].append(time.perf_counter() - started)
+        counted = {kind: _counted(call) for kind, call in calls.items()}
+        seconds = _timed(calls, run.steps)
         for kind in KINDS:
-            sent = leaving(kind, routing, nodes, rank // per_node)
-            sent = sum_over_ranks(torch.tensor([float(sent)]))[0] / world
-            # there and back, forward and backward
-            size = 4 * hidden * (2 if run.precision == "bf16" else 4)
-            rows.append(dict(
-                nodes=nodes, kind=kind, counted=counted[kind], sent=size * sent,
-                formula=size * tokens * copies(kind, nodes, moe.num_experts, moe.top_k),
-                seconds=statistics.median(seconds[kind]), low=min(seconds[kind]),
-                high=max(seconds[kind]),
-            ))  # fmt: skip
+            times = seconds[kind]
+            rows.append(
+                _expected(run, kind, routing, nodes, rank // per_node)
+                | dict(counted=counted[kind], seconds=statistics.median(times), low=min(times),
+                       high=max(times))
+            )  # fmt: skip
         if rank == 0:
             print(f"{nodes} nodes of {per_node}: done", flush=True)
     for kind in KINDS:
-        size = 4 * hidden * (2 if run.precision == "bf16" else 4)
-        sent = leaving(kind, routing, MORE_NODES, rank % MORE_NODES)
-        sent = sum_over_ranks(torch.tensor([float(sent)]))[0] / world
-        rows.append(dict(nodes=MORE_NODES, kind=kind, sent=size * sent,
-                         formula=size * tokens * copies(kind, MORE_NODES, moe.num_experts, moe.top_k)))  # fmt: skip
+        rows.append(_expected(run, kind, routing, MORE_NODES, rank % MORE_NODES))
     table = {
         "model": run.model.name, "tokens": tokens, "top_k": moe.top_k, "hidden": hidden,
         "ranks": world, "rows": rows,
@@ -81,6 +63,40 @@ def measure(run: RunConfig) -> None:
     if rank == 0:
         (run_dir(run) / "bench.json").write_text(json.dumps(table, indent=1))
     groups.leave()
+
+
+def _counted(call: Callable[[], None]) -> float:
+    """Bytes that leave a node in one call, of one rank (the mean), as the dispatcher counts."""
+    traffic.take()
+    call()
+    return _mean(traffic.take())
+
+
+def _timed(calls: Dict[str, Callable[[], None]], rounds: int) -> Dict[str, List[float]]:
+    seconds: Dict[str, List[float]] = {kind: [] for kind in calls}
+    for _ in range(rounds):
+        for kind, call in calls.items():
+            dist.barrier()
+            started = time.perf_counter()
+            call()
+            accel.synchronize()
+            seconds[kind].append(time.perf_counter() - started)
+    return seconds
+
+
+def _expected(run: RunConfig, kind: str, routing: Tensor, nodes: int, node: int) -> Dict[str, Any]:
+    """Bytes that a routing makes leave a node (mean over the ranks), and that the formula does."""
+    moe, tokens = run.model.moe, routing.shape[0]
+    # there and back, forward and backward
+    row = 4 * run.model.hidden_size * (2 if run.precision == "bf16" else 4)
+    formula = row * tokens * copies(kind, nodes, moe.num_experts, moe.top_k)
+    sent = row * _mean(leaving(kind, routing, nodes, node))
+    return dict(nodes=nodes, kind=kind, sent=sent, formula=formula)
+
+
+def _mean(value: float) -> float:
+    """Over all ranks."""
+    return sum_over_ranks(torch.tensor([float(value)]))[0] / dist.get_world_size()
 
 
 def copies(kind: str, nodes: int, experts: int, top_k: int) -> float:
