@@ -9,8 +9,8 @@ from typing import Dict, Optional, Tuple, Union
 import torch
 from torch import Tensor
 
-from loopmoe_kernels.twin.build import build
-from loopmoe_kernels.twin.run import CORES, UB_BYTES, Report, empty, plan, run
+from loopmoe_kernels.twin.execute import CORES, UB_BYTES, Report, empty, plan, run
+from loopmoe_kernels.twin.library import build
 
 EPS = 1e-6
 _TYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
@@ -32,9 +32,7 @@ class Launch:
     scale: Dict[str, Tensor] = field(default_factory=dict)
     exact: Dict[str, Tensor] = field(default_factory=dict)
 
-    def run(
-        self, cores: int = CORES, ub_bytes: int = UB_BYTES, strict: bool = True
-    ) -> Report:
+    def run(self, cores: int = CORES, ub_bytes: int = UB_BYTES, strict: bool = True) -> Report:
         kernel = build(self.kernel)
         blocks, tiling = plan(kernel, self.shape, cores, ub_bytes)
         return run(kernel, self.inputs, self.outputs, tiling, blocks, strict)
@@ -48,15 +46,6 @@ class Launch:
         ulps = 1 if out.dtype == torch.bfloat16 else 4
         allowed = ulps * ulp(wanted, out.dtype) + 16 * 2.0**-24 * self.scale.get(name, wanted).abs()
         return float(((out.double() - wanted).abs() / allowed).nan_to_num(nan=float("inf")).max())
-
-    def errors_in_ulp(self) -> float:
-        """Largest error of the outputs in the kernel's element type, in its ulp."""
-        largest = 0.0
-        for name, out in self.outputs.items():
-            if out.numel() and out.dtype == next(iter(self.inputs.values())).dtype:
-                steps = (out.double() - self.wanted[name]).abs() / ulp(self.wanted[name], out.dtype)
-                largest = max(largest, float(steps.max()))
-        return largest
 
 
 def ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -242,14 +231,20 @@ def adaln_norm_grad(rows: int, width: int, dtype: torch.dtype, scale: float = 1.
     return Launch(
         "adaln_norm_grad",
         (rows, width, _TYPE_CODES[dtype], 1, EPS),
-        {"grad": grad, "hidden": inputs["hidden"], "gamma": inputs["gamma"],
-         "inverse": inverse[:, 0].contiguous()},
+        {
+            "grad": grad,
+            "hidden": inputs["hidden"],
+            "gamma": inputs["gamma"],
+            "inverse": inverse[:, 0].contiguous(),
+        },
         {
             "grad_hidden": empty(rows, width, dtype=dtype),
             "grad_gamma": empty(rows, width, dtype=dtype),
         },
-        {"grad_hidden": (scaled - normed * along) * inverse.double(),
-         "grad_gamma": grad.double() * normed},
+        {
+            "grad_hidden": (scaled - normed * along) * inverse.double(),
+            "grad_gamma": grad.double() * normed,
+        },
         {"grad_hidden": (size + normed.abs() * along_size) * inverse.double()},
     )
 
@@ -258,12 +253,12 @@ def shown(kernel: str) -> Optional[Launch]:
     """The launch of a kernel in the table of ``python -m loopmoe_kernels.twin``."""
     bf16 = torch.bfloat16
     launches = {
-        "weighted_swiglu": lambda: weighted_swiglu(1536, 1024, bf16),
-        "weighted_swiglu_grad": lambda: weighted_swiglu_grad(1536, 1024, bf16),
-        "permute": lambda: permute(192, 7168, 8, bf16, "random"),
-        "combine": lambda: combine(192, 7168, 8, bf16, "random"),
-        "combine_grad": lambda: combine_grad(192, 7168, 8, bf16, "random"),
-        "adaln_norm": lambda: adaln_norm(192, 7168, bf16),
-        "adaln_norm_grad": lambda: adaln_norm_grad(192, 7168, bf16),
+        "weighted_swiglu": lambda: weighted_swiglu(768, 1024, bf16),
+        "weighted_swiglu_grad": lambda: weighted_swiglu_grad(768, 1024, bf16),
+        "permute": lambda: permute(96, 7168, 8, bf16, "random"),
+        "combine": lambda: combine(96, 7168, 8, bf16, "random"),
+        "combine_grad": lambda: combine_grad(96, 7168, 8, bf16, "random"),
+        "adaln_norm": lambda: adaln_norm(96, 7168, bf16),
+        "adaln_norm_grad": lambda: adaln_norm_grad(96, 7168, bf16),
     }
     return launches[kernel]() if kernel in launches else None

@@ -160,6 +160,7 @@ __aicore__ inline void Narrow(
 }
 
 // sums[row * LANES] += the sum of each row. `parts` [rows * LANES] and `work` are scratch.
+// Settles before it reads and after it wrote.
 __aicore__ inline void AddRowSums(
     const LocalTensor<float> &sums, const LocalTensor<float> &values,
     const LocalTensor<float> &parts, const LocalTensor<float> &work, const Tile &tile)

@@ -1,7 +1,7 @@
 // Tiling of adaln_norm and its gradient.
 #pragma once
 
-#include "plan.h"
+#include "../../../ascendc/common/plan.h"
 
 namespace loopmoe {
 namespace adaln_norm {

@@ -1,11 +1,12 @@
 // out = (1 + gamma) * hidden * inverse + beta, inverse = 1 / sqrt(mean(hidden^2) + eps), in fp32.
 //   hidden, gamma, beta [T, d] -> out [T, d], inverse [T] fp32 (kept for the gradient).
 // A row that fits in one tile is read once; a longer one is read a second time.
-#include "adaln_norm_tiling.h"
-#include "kernel.h"
+#include "../../../ascendc/common/kernel.h"
+#include "../op_host/adaln_norm_tiling.h"
 
-using namespace loopmoe;
-using loopmoe::adaln_norm::Tiling;
+namespace loopmoe {
+namespace adaln_norm {
+namespace {
 
 template <typename T> class AdalnNorm {
 public:
@@ -60,7 +61,6 @@ private:
     {
         LocalTensor<float> inverses = inverses_.AllocTensor<float>();
         Duplicate(inverses, 0.0f, static_cast<uint32_t>(rows) * LANES);
-        Settle();
         LocalTensor<T> hidden;
         for (int64_t column = 0; column < t_.width; column += t_.tile_columns) {
             const Tile tile = TileAt(rows, column);
@@ -69,7 +69,6 @@ private:
             const LocalTensor<float> square = normed_.Get<float>();
             Settle();
             Mul(square, x, x, tile.Elements());
-            Settle();
             AddRowSums(inverses, square, parts_.Get<float>(), work_.Get<float>(), tile);
             if (!whole_) {
                 hiddens_.FreeTensor(hidden);
@@ -109,7 +108,6 @@ private:
         Sqrt(sums, sums, n);
         Settle();
         Div(sums, ones, sums, n);
-        Settle();
     }
 
     __aicore__ inline void Modulate(
@@ -139,7 +137,6 @@ private:
         betas_.FreeTensor(beta);
         Narrow(out, wide, n);
         SendTile(outs_, out, out_gm_[row * t_.width + column], tile, t_.width);
-        Settle();
     }
 
     const Tiling t_;
@@ -162,17 +159,21 @@ __aicore__ inline void Run(
     kernel.Process();
 }
 
+} // namespace
+} // namespace adaln_norm
+} // namespace loopmoe
+
 extern "C" __global__ __aicore__ void loopmoe_adaln_norm(
     GM_ADDR hidden, GM_ADDR gamma, GM_ADDR beta, GM_ADDR out, GM_ADDR inverse, GM_ADDR workspace,
     GM_ADDR tiling)
 {
     KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);
-    REGISTER_TILING_DEFAULT(Tiling);
-    GET_TILING_DATA_WITH_STRUCT(Tiling, plan, tiling);
+    REGISTER_TILING_DEFAULT(loopmoe::adaln_norm::Tiling);
+    GET_TILING_DATA_WITH_STRUCT(loopmoe::adaln_norm::Tiling, plan, tiling);
     (void)workspace;
-    if (plan.data_type == BFLOAT16) {
-        Run<bfloat16_t>(plan, hidden, gamma, beta, out, inverse);
+    if (plan.data_type == loopmoe::BFLOAT16) {
+        loopmoe::adaln_norm::Run<bfloat16_t>(plan, hidden, gamma, beta, out, inverse);
     } else {
-        Run<float>(plan, hidden, gamma, beta, out, inverse);
+        loopmoe::adaln_norm::Run<float>(plan, hidden, gamma, beta, out, inverse);
     }
 }

@@ -2,11 +2,12 @@
 //   d gamma = grad * n, d hidden = (m - n * mean(m * n)) * inverse; d beta is grad itself.
 //   grad, hidden, gamma [T, d], inverse [T] fp32 -> grad_hidden, grad_gamma [T, d].
 // A row that fits in one tile is read once; a longer one is read a second time.
-#include "adaln_norm_tiling.h"
-#include "kernel.h"
+#include "../../../ascendc/common/kernel.h"
+#include "../op_host/adaln_norm_tiling.h"
 
-using namespace loopmoe;
-using loopmoe::adaln_norm::Tiling;
+namespace loopmoe {
+namespace adaln_norm {
+namespace {
 
 template <typename T> class AdalnNormGrad {
 public:
@@ -64,12 +65,10 @@ private:
         const LocalTensor<float> along = along_.Get<float>();
         const uint32_t lanes = static_cast<uint32_t>(rows) * LANES;
         Duplicate(along, 0.0f, lanes);
-        Settle();
         for (int64_t column = 0; column < t_.width; column += t_.tile_columns) {
             const Tile tile = TileAt(rows, column);
             Prepare(row, column, tile, true);
             Mul(term_.Get<float>(), scaled_.Get<float>(), normed_.Get<float>(), tile.Elements());
-            Settle();
             AddRowSums(along, term_.Get<float>(), parts_.Get<float>(), work_.Get<float>(), tile);
         }
         Muls(along, along, t_.inverse_width, lanes);
@@ -140,7 +139,6 @@ private:
         }
         Narrow(out, wide, n);
         SendTile(grad_hiddens_, out, grad_hidden_gm_[row * t_.width + column], tile, t_.width);
-        Settle();
     }
 
     const Tiling t_;
@@ -163,17 +161,21 @@ __aicore__ inline void Run(
     kernel.Process();
 }
 
+} // namespace
+} // namespace adaln_norm
+} // namespace loopmoe
+
 extern "C" __global__ __aicore__ void loopmoe_adaln_norm_grad(
     GM_ADDR grad, GM_ADDR hidden, GM_ADDR gamma, GM_ADDR inverse, GM_ADDR grad_hidden,
     GM_ADDR grad_gamma, GM_ADDR workspace, GM_ADDR tiling)
 {
     KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);
-    REGISTER_TILING_DEFAULT(Tiling);
-    GET_TILING_DATA_WITH_STRUCT(Tiling, plan, tiling);
+    REGISTER_TILING_DEFAULT(loopmoe::adaln_norm::Tiling);
+    GET_TILING_DATA_WITH_STRUCT(loopmoe::adaln_norm::Tiling, plan, tiling);
     (void)workspace;
-    if (plan.data_type == BFLOAT16) {
-        Run<bfloat16_t>(plan, grad, hidden, gamma, inverse, grad_hidden, grad_gamma);
+    if (plan.data_type == loopmoe::BFLOAT16) {
+        loopmoe::adaln_norm::Run<bfloat16_t>(plan, grad, hidden, gamma, inverse, grad_hidden, grad_gamma);
     } else {
-        Run<float>(plan, grad, hidden, gamma, inverse, grad_hidden, grad_gamma);
+        loopmoe::adaln_norm::Run<float>(plan, grad, hidden, gamma, inverse, grad_hidden, grad_gamma);
     }
 }

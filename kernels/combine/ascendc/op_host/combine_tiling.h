@@ -1,7 +1,7 @@
 // Tiling of combine and its gradient. Without weights combine is the backward of permute.
 #pragma once
 
-#include "plan.h"
+#include "../../../ascendc/common/plan.h"
 
 namespace loopmoe {
 namespace combine {
@@ -32,7 +32,7 @@ struct Tiling {
 // Number of blocks, -1 where nothing fits.
 inline int64_t Plan(const Shape &shape, const Machine &machine, Tiling &tiling)
 {
-    constexpr int64_t kept_pairs = 256;
+    const int64_t kept_pairs = Min(256, machine.ub_bytes / 1024);
     const int64_t size = BytesOf(shape.data_type);
     const int64_t moved = 2 * size * (shape.backward ? 3 : 2); // tensors in and out, two buffers
     const int64_t scratch = 4 * 2;

@@ -1,11 +1,12 @@
 // out[t] = sum over k, in this order, of p[t, k] * y[slots[t, k]], accumulated in fp32.
 //   y [R, H], slots [T, K] int32 (-1: dropped), probs [T, K] fp32 -> out [T, H].
 // Without weights (tiling) probs is not read and p is 1: the backward of permute.
-#include "combine_tiling.h"
-#include "kernel.h"
+#include "../../../ascendc/common/kernel.h"
+#include "../op_host/combine_tiling.h"
 
-using namespace loopmoe;
-using loopmoe::combine::Tiling;
+namespace loopmoe {
+namespace combine {
+namespace {
 
 template <typename T> class Combine {
 public:
@@ -60,7 +61,6 @@ private:
         }
         Narrow(out, sum, tile.padded);
         SendTile(outs_, out, out_gm_[token * t_.hidden + column], tile, t_.hidden);
-        Settle();
     }
 
     // A product and a sum, not Axpy: each rounds once, whatever the device fuses.
@@ -82,7 +82,6 @@ private:
             }
             Add(sum, sum, value, n);
         }
-        Settle();
         rows_.FreeTensor(row);
     }
 
@@ -105,16 +104,20 @@ __aicore__ inline void Run(
     kernel.Process();
 }
 
+} // namespace
+} // namespace combine
+} // namespace loopmoe
+
 extern "C" __global__ __aicore__ void loopmoe_combine(
     GM_ADDR y, GM_ADDR slots, GM_ADDR probs, GM_ADDR out, GM_ADDR workspace, GM_ADDR tiling)
 {
     KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);
-    REGISTER_TILING_DEFAULT(Tiling);
-    GET_TILING_DATA_WITH_STRUCT(Tiling, plan, tiling);
+    REGISTER_TILING_DEFAULT(loopmoe::combine::Tiling);
+    GET_TILING_DATA_WITH_STRUCT(loopmoe::combine::Tiling, plan, tiling);
     (void)workspace;
-    if (plan.data_type == BFLOAT16) {
-        Run<bfloat16_t>(plan, y, slots, probs, out);
+    if (plan.data_type == loopmoe::BFLOAT16) {
+        loopmoe::combine::Run<bfloat16_t>(plan, y, slots, probs, out);
     } else {
-        Run<float>(plan, y, slots, probs, out);
+        loopmoe::combine::Run<float>(plan, y, slots, probs, out);
     }
 }

@@ -3,11 +3,12 @@
 //   grad [T, H], y [R, H], slots [T, K] int32, probs [T, K] fp32
 //   -> grad_y [R, H], grad_probs [T, K] fp32 (0 where dropped).
 // A row of y belongs to one slot at most; rows of grad_y that belong to none are not written.
-#include "combine_tiling.h"
-#include "kernel.h"
+#include "../../../ascendc/common/kernel.h"
+#include "../op_host/combine_tiling.h"
 
-using namespace loopmoe;
-using loopmoe::combine::Tiling;
+namespace loopmoe {
+namespace combine {
+namespace {
 
 template <typename T> class CombineGrad {
 public:
@@ -118,17 +119,21 @@ __aicore__ inline void Run(
     kernel.Process();
 }
 
+} // namespace
+} // namespace combine
+} // namespace loopmoe
+
 extern "C" __global__ __aicore__ void loopmoe_combine_grad(
     GM_ADDR grad, GM_ADDR y, GM_ADDR slots, GM_ADDR probs, GM_ADDR grad_y, GM_ADDR grad_probs,
     GM_ADDR workspace, GM_ADDR tiling)
 {
     KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);
-    REGISTER_TILING_DEFAULT(Tiling);
-    GET_TILING_DATA_WITH_STRUCT(Tiling, plan, tiling);
+    REGISTER_TILING_DEFAULT(loopmoe::combine::Tiling);
+    GET_TILING_DATA_WITH_STRUCT(loopmoe::combine::Tiling, plan, tiling);
     (void)workspace;
-    if (plan.data_type == BFLOAT16) {
-        Run<bfloat16_t>(plan, grad, y, slots, probs, grad_y, grad_probs);
+    if (plan.data_type == loopmoe::BFLOAT16) {
+        loopmoe::combine::Run<bfloat16_t>(plan, grad, y, slots, probs, grad_y, grad_probs);
     } else {
-        Run<float>(plan, grad, y, slots, probs, grad_y, grad_probs);
+        loopmoe::combine::Run<float>(plan, grad, y, slots, probs, grad_y, grad_probs);
     }
 }

@@ -1,7 +1,7 @@
 // Tiling of permute: rows are moved as bytes, whatever their type.
 #pragma once
 
-#include "plan.h"
+#include "../../../ascendc/common/plan.h"
 
 namespace loopmoe {
 namespace permute {

@@ -1,11 +1,12 @@
 // out[slots[t, k]] = x[t]: a row is read once and written up to K times.
 //   x [T, H], slots [T, K] int32 (-1: dropped) -> out [R, H]; rows that no slot names stay as they
 //   are. With K = 1 it is any re-ordering of rows, such as rank-major to expert-major.
-#include "kernel.h"
-#include "permute_tiling.h"
+#include "../../../ascendc/common/kernel.h"
+#include "../op_host/permute_tiling.h"
 
-using namespace loopmoe;
-using loopmoe::permute::Tiling;
+namespace loopmoe {
+namespace permute {
+namespace {
 
 class Permute {
 public:
@@ -63,15 +64,19 @@ private:
     TQueBind<TPosition::VECIN, TPosition::VECOUT, 1> tiles_;
 };
 
+} // namespace
+} // namespace permute
+} // namespace loopmoe
+
 extern "C" __global__ __aicore__ void loopmoe_permute(
     GM_ADDR x, GM_ADDR slots, GM_ADDR out, GM_ADDR workspace, GM_ADDR tiling)
 {
     KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);
-    REGISTER_TILING_DEFAULT(Tiling);
-    GET_TILING_DATA_WITH_STRUCT(Tiling, plan, tiling);
+    REGISTER_TILING_DEFAULT(loopmoe::permute::Tiling);
+    GET_TILING_DATA_WITH_STRUCT(loopmoe::permute::Tiling, plan, tiling);
     (void)workspace;
-    TPipe pipe;
-    Permute kernel(pipe, plan);
+    AscendC::TPipe pipe;
+    loopmoe::permute::Permute kernel(pipe, plan);
     kernel.Bind(pipe, x, slots, out);
     kernel.Process();
 }

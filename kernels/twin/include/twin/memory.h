@@ -111,7 +111,7 @@ private:
 // One tensor in global memory. Two bytes are the finest grain: no type here is smaller.
 class Region {
 public:
-    enum Role : int32_t { INPUT = 0, OUTPUT = 1, SCRATCH = 2, TILING = 3 };
+    enum Role : int32_t { INPUT = 0, OUTPUT = 1, SCRATCH = 2, TILING = 3, IN_PLACE = 4 };
 
     Region(std::string name, Role role, uint64_t size)
         : name(std::move(name)), role(role), size(size), base(UnifiedBuffer::Aligned(size)),
@@ -133,7 +133,7 @@ public:
         Bounds(begin, bytes, "reads");
         for (uint64_t c = begin / 2; bytes && c <= (begin + bytes - 1) / 2; ++c) {
             Cell &cell = cells_[c];
-            if (role != INPUT && role != TILING && !cell.written_by) {
+            if ((role == OUTPUT || role == SCRATCH) && !cell.written_by) {
                 Fail("reads %s, which nothing has written", Range(begin, bytes).c_str());
             }
             if (cell.written_by && cell.written_by != block + 1) {

@@ -1,7 +1,7 @@
 // Tiling of weighted_swiglu and its gradient.
 #pragma once
 
-#include "plan.h"
+#include "../../../ascendc/common/plan.h"
 
 namespace loopmoe {
 namespace weighted_swiglu {

@@ -1,10 +1,11 @@
 // out = silu(gate) * up * p, computed in fp32 and rounded once.
 //   gate_up [T, 2f] (gate | up), probs [T] fp32 -> out [T, f] in the type of gate_up.
-#include "kernel.h"
-#include "weighted_swiglu_tiling.h"
+#include "../../../ascendc/common/kernel.h"
+#include "../op_host/weighted_swiglu_tiling.h"
 
-using namespace loopmoe;
-using loopmoe::weighted_swiglu::Tiling;
+namespace loopmoe {
+namespace weighted_swiglu {
+namespace {
 
 template <typename T> class WeightedSwiglu {
 public:
@@ -90,16 +91,20 @@ __aicore__ inline void Run(const Tiling &tiling, GM_ADDR gate_up, GM_ADDR probs,
     kernel.Process();
 }
 
+} // namespace
+} // namespace weighted_swiglu
+} // namespace loopmoe
+
 extern "C" __global__ __aicore__ void loopmoe_weighted_swiglu(
     GM_ADDR gate_up, GM_ADDR probs, GM_ADDR out, GM_ADDR workspace, GM_ADDR tiling)
 {
     KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);
-    REGISTER_TILING_DEFAULT(Tiling);
-    GET_TILING_DATA_WITH_STRUCT(Tiling, plan, tiling);
+    REGISTER_TILING_DEFAULT(loopmoe::weighted_swiglu::Tiling);
+    GET_TILING_DATA_WITH_STRUCT(loopmoe::weighted_swiglu::Tiling, plan, tiling);
     (void)workspace;
-    if (plan.data_type == BFLOAT16) {
-        Run<bfloat16_t>(plan, gate_up, probs, out);
+    if (plan.data_type == loopmoe::BFLOAT16) {
+        loopmoe::weighted_swiglu::Run<bfloat16_t>(plan, gate_up, probs, out);
     } else {
-        Run<float>(plan, gate_up, probs, out);
+        loopmoe::weighted_swiglu::Run<float>(plan, gate_up, probs, out);
     }
 }

@@ -1,11 +1,12 @@
 // Gradient of weighted_swiglu, computed in fp32. With s = sigmoid(gate), a = gate * s:
 //   d gate = grad * p * up * (s + a - a * s), d up = grad * p * a, d p = sum(grad * a * up).
 //   grad [T, f], gate_up [T, 2f], probs [T] fp32 -> grad_gate_up [T, 2f], grad_probs [T] fp32.
-#include "kernel.h"
-#include "weighted_swiglu_tiling.h"
+#include "../../../ascendc/common/kernel.h"
+#include "../op_host/weighted_swiglu_tiling.h"
 
-using namespace loopmoe;
-using loopmoe::weighted_swiglu::Tiling;
+namespace loopmoe {
+namespace weighted_swiglu {
+namespace {
 
 template <typename T> class WeightedSwigluGrad {
 public:
@@ -50,7 +51,6 @@ public:
             const int64_t rows = row + t_.tile_rows < mine.last ? t_.tile_rows : mine.last - row;
             LocalTensor<float> dots = dots_.AllocTensor<float>();
             Duplicate(dots, 0.0f, static_cast<uint32_t>(rows) * LANES);
-            Settle();
             for (int64_t column = 0; column < t_.width; column += t_.tile_columns) {
                 const int64_t left = t_.width - column;
                 Step(row, column, TileOf<T>(rows, left < t_.tile_columns ? left : t_.tile_columns),
@@ -80,7 +80,6 @@ private:
         Mul(term, silu, u, n);
         Settle();
         Mul(term, term, d, n);
-        Settle();
         AddRowSums(dots, term, parts_.Get<float>(), work_.Get<float>(), tile);
         const LocalTensor<float> weighted = grad32_.Get<float>();
         for (uint32_t r = 0; r < tile.rows; ++r) {
@@ -109,7 +108,6 @@ private:
         Mul(wide_gate, weighted, sigmoid, n);
         Narrow(grad_gate, wide_gate, n);
         SendTile(grad_gates_, grad_gate, grad_gate_up_gm_[begin], tile, t_.width * 2);
-        Settle();
     }
 
     // sigmoid_ and silu_ of the gate.
@@ -151,17 +149,21 @@ __aicore__ inline void Run(
     kernel.Process();
 }
 
+} // namespace
+} // namespace weighted_swiglu
+} // namespace loopmoe
+
 extern "C" __global__ __aicore__ void loopmoe_weighted_swiglu_grad(
     GM_ADDR grad, GM_ADDR gate_up, GM_ADDR probs, GM_ADDR grad_gate_up, GM_ADDR grad_probs,
     GM_ADDR workspace, GM_ADDR tiling)
 {
     KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);
-    REGISTER_TILING_DEFAULT(Tiling);
-    GET_TILING_DATA_WITH_STRUCT(Tiling, plan, tiling);
+    REGISTER_TILING_DEFAULT(loopmoe::weighted_swiglu::Tiling);
+    GET_TILING_DATA_WITH_STRUCT(loopmoe::weighted_swiglu::Tiling, plan, tiling);
     (void)workspace;
-    if (plan.data_type == BFLOAT16) {
-        Run<bfloat16_t>(plan, grad, gate_up, probs, grad_gate_up, grad_probs);
+    if (plan.data_type == loopmoe::BFLOAT16) {
+        loopmoe::weighted_swiglu::Run<bfloat16_t>(plan, grad, gate_up, probs, grad_gate_up, grad_probs);
     } else {
-        Run<float>(plan, grad, gate_up, probs, grad_gate_up, grad_probs);
+        loopmoe::weighted_swiglu::Run<float>(plan, grad, gate_up, probs, grad_gate_up, grad_probs);
     }
 }

@@ -16,7 +16,6 @@ from typing import Dict, Optional, Sequence, Tuple
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent  # one folder per operation
-COMMON = ROOT / "ascendc" / "common"
 FLAGS = (
     "-std=c++17",
     "-O1",
@@ -61,23 +60,17 @@ def build(name: str, cache: Optional[Path] = None) -> Kernel:
     if name not in found:
         raise TwinError(f"no Ascend C kernel {name!r}: there are {', '.join(found)}")
     source = found[name]
-    operation = source.parents[2].name
-    host = source.parents[1] / "op_host"
-    built = compile_source(source, (COMMON, host), operation, cache)
-    return built[f"loopmoe_{name}"]
+    return compile_source(source, source.parents[2].name, cache)[f"loopmoe_{name}"]
 
 
 def compile_source(
-    source: Path,
-    include: Sequence[Path] = (),
-    operation: Optional[str] = None,
-    cache: Optional[Path] = None,
+    source: Path, operation: Optional[str] = None, cache: Optional[Path] = None
 ) -> Dict[str, Kernel]:
     """Compile one source with the twin.
 
     Args:
-        include: folders of further headers.
-        operation: name of the operation whose ``<operation>_tiling.h`` offers Shape, Tiling, Plan.
+        operation: its tiling header, ``../op_host/<operation>_tiling.h`` seen from the source,
+            offers Shape, Tiling and Plan; None for a kernel without.
         cache: folder of the built libraries; the user's cache folder if None.
 
     Returns:
@@ -89,30 +82,32 @@ def compile_source(
     }
     if not entries:
         raise TwinError(f'{source}: no extern "C" __global__ __aicore__ void kernel in it')
-    settings = [f"-I{folder}" for folder in (HERE / "include", *include)]
+    headers = [HERE / "include"]
+    settings = [f"-I{HERE / 'include'}"]
     if operation is not None:
+        host = source.parents[1] / "op_host"
+        headers += [host, source.parents[3] / "ascendc" / "common"]
         settings += [
+            f"-I{host}",
             f'-DTWIN_TILING_HEADER="{operation}_tiling.h"',
             f"-DTWIN_OPERATION={operation}",
         ]
     files = [source, HERE / "run.cpp"]
-    library = ctypes.CDLL(str(_library(files, settings, include, cache)))
+    library = ctypes.CDLL(str(_library(files, settings, headers, cache)))
     return {
         name: Kernel(name, arguments, library, operation) for name, arguments in entries.items()
     }
 
 
 def _library(
-    files: Sequence[Path],
-    settings: Sequence[str],
-    include: Sequence[Path],
-    cache: Optional[Path],
+    files: Sequence[Path], settings: Sequence[str], headers: Sequence[Path], cache: Optional[Path]
 ) -> Path:
     compiler, version = _compiler()
-    digest = hashlib.sha256(repr((version, FLAGS, settings[1 + len(include) :])).encode())
-    headers = [p for folder in (HERE / "include", *include) for p in sorted(folder.rglob("*.h"))]
-    for path in (*files, *headers):
-        digest.update(path.name.encode() + path.read_bytes())
+    defines = [setting for setting in settings if setting.startswith("-D")]
+    digest = hashlib.sha256(repr((version, FLAGS, defines)).encode())
+    found = [path for folder in headers for path in sorted(folder.rglob("*.h"))]
+    for path in (*files, *found):
+        digest.update(f"{path.name} {path.stat().st_size} ".encode() + path.read_bytes())
     folder = cache or _cache()
     library = folder / f"{files[0].stem}-{digest.hexdigest()[:20]}.so"
     if library.exists():
@@ -135,7 +130,7 @@ def _library(
     return library
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _compiler() -> Tuple[str, str]:
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:

@@ -10,11 +10,11 @@ from typing import Dict, Mapping, Sequence, Tuple, Union
 import torch
 from torch import Tensor
 
-from loopmoe_kernels.twin.build import Kernel, TwinError
+from loopmoe_kernels.twin.library import Kernel, TwinError
 
 UB_BYTES = 196608
 CORES = 48  # vector cores of a 910B1/B2 and of a 910C die
-_INPUT, _OUTPUT, _SCRATCH, _TILING = range(4)
+_INPUT, _OUTPUT, _SCRATCH, _TILING, _IN_PLACE = range(5)
 _MESSAGE_BYTES = 4096
 _TILING_BYTES = 4096
 
@@ -66,9 +66,7 @@ def plan(
     call.restype = ctypes.c_int64
     call.argtypes = [ctypes.c_char_p, *[ctypes.c_int64] * 3, ctypes.c_void_p, ctypes.c_int64]
     call.argtypes += [ctypes.POINTER(ctypes.c_int64)]
-    blocks = call(
-        packed, len(shape), cores, ub_bytes, tiling, len(tiling.raw), ctypes.byref(size)
-    )
+    blocks = call(packed, len(shape), cores, ub_bytes, tiling, len(tiling.raw), ctypes.byref(size))
     if blocks < 1:
         raise TwinError(f"{kernel.name}: shape {tuple(shape)} has no tiling in {ub_bytes} bytes")
     return blocks, tiling.raw[: size.value]
@@ -86,7 +84,7 @@ def run(
 
     Args:
         inputs, outputs: the kernel's arguments by name, contiguous on the CPU; outputs are filled.
-            An argument named ``workspace`` in neither is an empty one.
+            A tensor in both is worked on in place. ``workspace`` in neither is an empty one.
         tiling: content of the argument named ``tiling``.
         strict: a vector instruction that needs the result of an earlier one wants a PipeBarrier.
 
@@ -94,7 +92,7 @@ def run(
         TwinFault: a check failed; outputs are untouched.
     """
     extra = (set(inputs) | set(outputs)) - set(kernel.arguments)
-    if extra or set(inputs) & set(outputs):
+    if extra:
         raise TwinError(f"{kernel.name} takes {kernel.arguments}, not {sorted(extra)}")
     given = ctypes.create_string_buffer(tiling, len(tiling))
     names, data, sizes, roles = [], [], [], []
@@ -131,7 +129,9 @@ def run(
         kernel=kernel.name,
         blocks=blocks,
         instructions=dict(zip(("S", "V", "MTE2", "MTE3"), counts[:4])),
-        unwritten={name: unwritten[i] for i, name in enumerate(kernel.arguments) if name in outputs},
+        unwritten={
+            name: unwritten[i] for i, name in enumerate(kernel.arguments) if name in outputs
+        },
         **dict(zip(_COUNTS, counts[4:])),
     )
 
@@ -153,6 +153,10 @@ def _argument(
         raise TwinError(f"argument {name!r} must be contiguous and on the CPU")
     if tensor.element_size() < 2:
         raise TwinError(f"argument {name!r}: the twin tracks GM by 2 bytes, {tensor.dtype} has 1")
+    if name in inputs and name in outputs:
+        if tensor is not outputs[name]:
+            raise TwinError(f"argument {name!r} is two tensors: in place it is one")
+        return _IN_PLACE, tensor.data_ptr(), tensor.numel() * tensor.element_size()
     return (
         _INPUT if name in inputs else _OUTPUT,
         tensor.data_ptr(),
