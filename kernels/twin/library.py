@@ -112,9 +112,12 @@ def _library(
     library = folder / f"{files[0].stem}-{digest.hexdigest()[:20]}.so"
     if library.exists():
         return library
-    folder.mkdir(parents=True, exist_ok=True)
-    # Built aside and renamed: a second process never loads half a library.
-    handle, partial = tempfile.mkstemp(suffix=".so", dir=folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Built aside and renamed: a second process never loads half a library.
+        handle, partial = tempfile.mkstemp(suffix=".so", dir=folder)
+    except OSError as error:
+        raise TwinError(f"built kernels cannot be kept: {error} -> set XDG_CACHE_HOME") from None
     os.close(handle)
     try:
         done = subprocess.run(

@@ -4,6 +4,17 @@
 
 #include <cstdint>
 
+// Kernels include this too, after kernel_operator.h. Device code calls the constexpr functions and
+// has no use for the plans; the twin needs both.
+#ifdef __aicore__
+#define LOOPMOE_CONSTEXPR __aicore__ inline constexpr
+#else
+#define LOOPMOE_CONSTEXPR constexpr
+#endif
+#if !defined(__aicore__) || defined(ASCENDC_HOST_TWIN)
+#define LOOPMOE_PLANS
+#endif
+
 namespace loopmoe {
 
 enum DataType : int32_t { FLOAT32 = 0, BFLOAT16 = 1 };
@@ -12,25 +23,32 @@ constexpr int64_t BLOCK_BYTES = 32;     // unit of UB: alignment of vectors and 
 constexpr int64_t REPEAT_FLOATS = 64;   // one repeat of the vector unit
 constexpr int64_t UB_RESERVE = 8192;    // left to the compiler and the runtime
 constexpr int64_t WINDOW = 512;         // scalars (indices, weights) fetched at a time
-constexpr int64_t MAX_TILE_ROWS = 256; // no more than a window, far below the 4095 of one DMA
+constexpr int64_t MAX_TILE_ROWS = 256;  // no more than a window, far below the 4095 of one DMA
 
 struct Machine {
     int64_t cores;    // vector cores
     int64_t ub_bytes; // unified buffer of each
 };
 
-constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t AlignUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
-constexpr int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int64_t Max(int64_t a, int64_t b) { return a > b ? a : b; }
-constexpr int64_t BytesOf(int64_t data_type) { return data_type == BFLOAT16 ? 2 : 4; }
+LOOPMOE_CONSTEXPR int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+LOOPMOE_CONSTEXPR int64_t AlignUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
+LOOPMOE_CONSTEXPR int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
+LOOPMOE_CONSTEXPR int64_t Max(int64_t a, int64_t b) { return a > b ? a : b; }
+LOOPMOE_CONSTEXPR int64_t BytesOf(int64_t data_type) { return data_type == BFLOAT16 ? 2 : 4; }
 
 // Floats that ReduceSum needs beside its operand.
-constexpr int64_t ReduceWork(int64_t count) { return AlignUp(CeilDiv(count, REPEAT_FLOATS), 8); }
+LOOPMOE_CONSTEXPR int64_t ReduceWork(int64_t count)
+{
+    return AlignUp(CeilDiv(count, REPEAT_FLOATS), 8);
+}
 
 // At least one block, never more blocks than rows.
-constexpr int64_t BlocksFor(int64_t rows, int64_t cores) { return Max(1, Min(rows, cores)); }
+LOOPMOE_CONSTEXPR int64_t BlocksFor(int64_t rows, int64_t cores)
+{
+    return Max(1, Min(rows, cores));
+}
 
+#ifdef LOOPMOE_PLANS
 struct TileSize {
     int64_t rows;
     int64_t columns;
@@ -55,5 +73,6 @@ inline TileSize FitTile(
         = (budget - row_bytes - BLOCK_BYTES) / (REPEAT_FLOATS * element_bytes + 4);
     return {1, Max(repeats, 0) * REPEAT_FLOATS};
 }
+#endif // LOOPMOE_PLANS
 
 } // namespace loopmoe

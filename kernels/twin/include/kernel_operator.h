@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#define ASCENDC_HOST_TWIN 1 // for headers that host code shares
 #define __aicore__
 #define __gm__
 // The library hides every other symbol, so two twins in one process cannot share state.

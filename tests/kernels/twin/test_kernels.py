@@ -142,6 +142,14 @@ def test_two_tokens_in_one_row_are_found() -> None:
         launch.run()
 
 
+def test_rows_that_no_slot_names_are_counted() -> None:
+    launch = launches.permute(4, 64, 2, torch.float32, "random")
+    launch.shape = (*launch.shape[:3], 10)
+    launch.outputs["out"] = torch.zeros(10, 64)
+    assert launch.run().unwritten == {"out": 2 * 64 * 4}
+    assert launch.outputs["out"][8:].isnan().all()  # what the kernel left: the twin's pattern
+
+
 def test_a_slot_beyond_the_rows_is_found() -> None:
     launch = launches.combine(4, 64, 2, torch.float32, "random")
     launch.inputs["slots"][2, 0] = 8

@@ -47,7 +47,6 @@ public:
             const int64_t pairs = tokens * t_.top_k;
             LocalTensor<float> dots = dots_.AllocTensor<float>();
             Duplicate(dots, 0.0f, static_cast<uint32_t>(pairs) * LANES);
-            Settle();
             for (int64_t i = 0; i < tokens; ++i) {
                 Token(token + i, dots[static_cast<uint32_t>(i * t_.top_k) * LANES]);
             }
@@ -87,7 +86,6 @@ private:
         const LocalTensor<float> y = Widen(row, scratch, n);
         Settle();
         Mul(scratch, y, grad, n);
-        Settle();
         rows_.FreeTensor(row);
         AddRowSums(dot, scratch, part_.Get<float>(), work_.Get<float>(), tile);
         LocalTensor<T> out = grad_rows_.AllocTensor<T>();
@@ -95,7 +93,6 @@ private:
         Muls(wide, grad, weight, n);
         Narrow(out, wide, n);
         SendTile(grad_rows_, out, grad_y_gm_[begin], tile, tile.columns);
-        Settle();
     }
 
     const Tiling t_;

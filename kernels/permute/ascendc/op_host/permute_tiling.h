@@ -23,7 +23,7 @@ struct Tiling {
     int32_t unused;
 };
 
-#ifndef __CCE_AICORE__
+#ifdef LOOPMOE_PLANS
 // Number of blocks, -1 where nothing fits.
 inline int64_t Plan(const Shape &shape, const Machine &machine, Tiling &tiling)
 {
