@@ -899,3 +899,61 @@ extern "C" __global__ __aicore__ void foreign_event(GM_ADDR in, GM_ADDR out, GM_
     const int32_t id = pipe.AllocEventID<HardEvent::V_S>();
     pipe.ReleaseEventID<HardEvent::V_S>(Planted(tiling) ? id + 1 : id);
 }
+
+extern "C" __global__ __aicore__ void burst_length(GM_ADDR in, GM_ADDR out, GM_ADDR tiling)
+{
+    (void)out;
+    TPipe pipe;
+    Scratch buffer;
+    pipe.InitBuffer(buffer, BYTES);
+    const uint32_t bytes = Planted(tiling) ? 0 : 4;
+    DataCopyPad(buffer.Get<float>(), Global(in), {1, bytes, 0, 0, 0}, {false, 0, 0, 0.0f});
+}
+
+extern "C" __global__ __aicore__ void no_pipe(GM_ADDR in, GM_ADDR out, GM_ADDR tiling)
+{
+    (void)in, (void)out;
+    if (Planted(tiling)) {
+        GetTPipePtr()->FetchEventID(HardEvent::V_S);
+    }
+    TPipe pipe;
+    GetTPipePtr()->FetchEventID(HardEvent::V_S);
+}
+
+extern "C" __global__ __aicore__ void scratch_without_buffer(
+    GM_ADDR in, GM_ADDR out, GM_ADDR tiling)
+{
+    (void)in, (void)out;
+    TPipe pipe;
+    Scratch a, b;
+    pipe.InitBuffer(a, BYTES);
+    (Planted(tiling) ? b : a).Get<float>();
+}
+
+extern "C" __global__ __aicore__ void sum_stride(GM_ADDR in, GM_ADDR out, GM_ADDR tiling)
+{
+    (void)in, (void)out;
+    TPipe pipe;
+    Scratch values, sums;
+    pipe.InitBuffer(values, 2 * BYTES);
+    pipe.InitBuffer(sums, 32);
+    WholeReduceSum(sums.Get<float>(), Filled(values, 1.0f), 64, 1, 1, Planted(tiling) ? 2 : 1, 8);
+}
+
+extern "C" __global__ __aicore__ void tiling_address(GM_ADDR in, GM_ADDR out, GM_ADDR tiling)
+{
+    (void)out;
+    const GM_ADDR address = Planted(tiling) ? in : tiling;
+    GET_TILING_DATA_WITH_STRUCT(Plan, plan, address);
+    (void)plan;
+}
+
+extern "C" __global__ __aicore__ void empty_copy(GM_ADDR in, GM_ADDR out, GM_ADDR tiling)
+{
+    (void)in, (void)out;
+    TPipe pipe;
+    Scratch a, b;
+    pipe.InitBuffer(a, BYTES);
+    pipe.InitBuffer(b, BYTES);
+    DataCopy(b.Get<float>(), Filled(a, 1.0f), Planted(tiling) ? 0 : 8);
+}

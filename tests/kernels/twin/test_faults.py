@@ -83,6 +83,12 @@ FAULTS = {
     "local_copy_length": r"DataCopy .*a length of 36 bytes is not a multiple of 32",
     "sum_mask": r"WholeReduceSum .*mask 65 is outside 1..64",
     "out_of_events": r"FetchEventID .*all 8 event ids of this pair of pipes are reserved",
+    "burst_length": r"DataCopyPad .*blockLen 0 is outside 1..2097151 bytes",
+    "no_pipe": r"GetTPipePtr .*GetTPipePtr without a TPipe",
+    "scratch_without_buffer": r"TBuf::Get .*this TBuf was given no buffer",
+    "sum_stride": r"WholeReduceSum .*the twin knows srcBlkStride 1, not 2",
+    "tiling_address": r"GET_TILING_DATA .*the tiling address points into in",
+    "empty_copy": r"DataCopy .*count is 0",
     "foreign_event": r"ReleaseEventID .*event id 1 is not reserved",
 }
 

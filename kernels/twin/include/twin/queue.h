@@ -74,8 +74,9 @@ public:
     inline static TPipe *current = nullptr;
 };
 
-inline TPipe *GetTPipePtr()
+inline TPipe *GetTPipePtr(twin::At at = twin::At::Here())
 {
+    twin::machine.Enter("GetTPipePtr", at);
     if (TPipe::current == nullptr) {
         twin::Fail("GetTPipePtr without a TPipe");
     }
@@ -221,8 +222,9 @@ class TQue
 
 template <TPosition POSITION = TPosition::VECCALC> class TBuf {
 public:
-    template <typename T> LocalTensor<T> Get() const
+    template <typename T> LocalTensor<T> Get(twin::At at = twin::At::Here()) const
     {
+        twin::machine.Enter("TBuf::Get", at);
         const twin::Buffer &buffer = Mine();
         return LocalTensor<T>(index_, buffer.generation, buffer.offset,
                               buffer.size / static_cast<uint32_t>(sizeof(T)));
