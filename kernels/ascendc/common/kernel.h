@@ -176,6 +176,24 @@ __aicore__ inline void AddRowSums(
     Settle();
 }
 
+// The first lane of each row's sum, packed, as one stretch of GM: rows one by one would be bursts
+// of 4 bytes. Settles before it reads.
+__aicore__ inline void SendSums(
+    QueueOut &queue, const LocalTensor<float> &sums, const GlobalTensor<float> &target,
+    int64_t rows)
+{
+    constexpr int64_t most = 248; // repeats of one instruction, in whole blocks of the result
+    LocalTensor<float> packed = queue.AllocTensor<float>();
+    Settle();
+    for (int64_t first = 0; first < rows; first += most) {
+        const int64_t repeats = rows - first < most ? rows - first : most;
+        WholeReduceSum(packed[static_cast<uint32_t>(first)],
+                       sums[static_cast<uint32_t>(first) * LANES], 1,
+                       static_cast<int32_t>(repeats), 1, 1, 1);
+    }
+    SendTile(queue, packed, target, TileOf<float>(1, rows), rows);
+}
+
 // Scalars of a long GM array, read by the scalar unit in order: a window of it lies in UB.
 template <typename T> class ScalarWindow {
 public:

@@ -42,6 +42,12 @@ LOOPMOE_CONSTEXPR int64_t ReduceWork(int64_t count)
     return AlignUp(CeilDiv(count, REPEAT_FLOATS), 8);
 }
 
+// Bytes of the queue of two buffers that sends `count` packed floats: 8 each, at most 64 more.
+LOOPMOE_CONSTEXPR int64_t PackedBytes(int64_t count)
+{
+    return 2 * AlignUp(4 * count, BLOCK_BYTES);
+}
+
 // At least one block, never more blocks than rows.
 LOOPMOE_CONSTEXPR int64_t BlocksFor(int64_t rows, int64_t cores)
 {

@@ -32,10 +32,12 @@ inline int64_t Plan(const Shape &shape, const Machine &machine, Tiling &tiling)
     const int64_t size = BytesOf(shape.data_type);
     const int64_t moved = 2 * size * (shape.backward ? 5 : 4); // tensors in and out, two buffers
     const int64_t scratch = 4 * 4;
-    const int64_t per_row = 4 * BLOCK_BYTES; // sums in two buffers, parts, ones
+    // Sums and parts; forward: ones, packed sums.
+    const int64_t per_row = 2 * BLOCK_BYTES + (shape.backward ? 0 : BLOCK_BYTES + 8);
+    const int64_t fixed = shape.backward ? 4 * WINDOW : 64;
     const int64_t blocks = BlocksFor(shape.rows, machine.cores);
     const TileSize tile = FitTile(CeilDiv(shape.rows, blocks), shape.width, shape.data_type,
-                                  moved + scratch, per_row, 4 * WINDOW, machine.ub_bytes);
+                                  moved + scratch, per_row, fixed, machine.ub_bytes);
     tiling = {shape.rows,
               shape.width,
               static_cast<int32_t>(shape.data_type),

@@ -21,11 +21,12 @@ public:
         pipe.InitBuffer(gammas_, BUFFERS, moved);
         pipe.InitBuffer(betas_, BUFFERS, moved);
         pipe.InitBuffer(outs_, BUFFERS, moved);
-        pipe.InitBuffer(inverses_, BUFFERS, sums);
+        pipe.InitBuffer(packed_, BUFFERS, PackedBytes(tile.rows) / BUFFERS);
         pipe.InitBuffer(hidden32_, wide);
         pipe.InitBuffer(gamma32_, wide);
         pipe.InitBuffer(beta32_, wide);
         pipe.InitBuffer(normed_, wide);
+        pipe.InitBuffer(inverses_, sums);
         pipe.InitBuffer(parts_, sums);
         pipe.InitBuffer(ones_, sums);
         pipe.InitBuffer(work_, ReduceWork(tile.padded) * sizeof(float));
@@ -59,7 +60,7 @@ private:
 
     __aicore__ inline void Step(int64_t row, int64_t rows)
     {
-        LocalTensor<float> inverses = inverses_.AllocTensor<float>();
+        const LocalTensor<float> inverses = inverses_.Get<float>();
         Duplicate(inverses, 0.0f, static_cast<uint32_t>(rows) * LANES);
         LocalTensor<T> hidden;
         for (int64_t column = 0; column < t_.width; column += t_.tile_columns) {
@@ -86,7 +87,7 @@ private:
             hiddens_.FreeTensor(hidden);
         }
         Sync<HardEvent::S_V>(); // the scalar unit is done with this buffer
-        SendTile(inverses_, inverses, inverse_gm_[row], TileOf<float>(rows, 1), 1);
+        SendSums(packed_, inverses, inverse_gm_[row], rows);
     }
 
     __aicore__ inline LocalTensor<T> Fetch(
@@ -144,8 +145,8 @@ private:
     GlobalTensor<T> hidden_gm_, gamma_gm_, beta_gm_, out_gm_;
     GlobalTensor<float> inverse_gm_;
     QueueIn hiddens_, gammas_, betas_;
-    QueueOut outs_, inverses_;
-    TBuf<TPosition::VECCALC> hidden32_, gamma32_, beta32_, normed_, parts_, ones_, work_;
+    QueueOut outs_, packed_;
+    TBuf<TPosition::VECCALC> hidden32_, gamma32_, beta32_, normed_, inverses_, parts_, ones_, work_;
 };
 
 template <typename T>

@@ -39,8 +39,9 @@ inline int64_t Plan(const Shape &shape, const Machine &machine, Tiling &tiling)
     const int64_t blocks = BlocksFor(shape.tokens, machine.cores);
     const int64_t top_k = Max(shape.top_k, 1);
     const int64_t kept = Max(1, Min(CeilDiv(shape.tokens, blocks), kept_pairs / top_k));
-    // Windows of slots and weights; backward: dots in two buffers and one row's part.
-    const int64_t dots = shape.backward ? (2 * kept * top_k + 1) * BLOCK_BYTES : 0;
+    // Windows of slots and weights; backward: sums, packed sums, one row's part.
+    const int64_t sums = (kept * top_k + 1) * BLOCK_BYTES + PackedBytes(kept * top_k);
+    const int64_t dots = shape.backward ? sums : 0;
     const TileSize tile = FitTile(1, shape.hidden, shape.data_type, moved + scratch, 0,
                                   2 * 4 * WINDOW + dots, machine.ub_bytes);
     tiling = {shape.tokens,

@@ -18,7 +18,9 @@ public:
         pipe.InitBuffer(grads_, BUFFERS, elements * sizeof(T));
         pipe.InitBuffer(rows_, BUFFERS, elements * sizeof(T));
         pipe.InitBuffer(grad_rows_, BUFFERS, elements * sizeof(T));
-        pipe.InitBuffer(dots_, BUFFERS, tiling.tile_tokens * tiling.top_k * LANES * sizeof(float));
+        const uint32_t pairs = static_cast<uint32_t>(tiling.tile_tokens * tiling.top_k);
+        pipe.InitBuffer(packed_, BUFFERS, PackedBytes(pairs) / BUFFERS);
+        pipe.InitBuffer(dots_, pairs * LANES * sizeof(float));
         pipe.InitBuffer(grad32_, elements * sizeof(float));
         pipe.InitBuffer(row32_, elements * sizeof(float));
         pipe.InitBuffer(part_, LANES * sizeof(float));
@@ -45,12 +47,12 @@ public:
             const int64_t tokens
                 = token + t_.tile_tokens < mine.last ? t_.tile_tokens : mine.last - token;
             const int64_t pairs = tokens * t_.top_k;
-            LocalTensor<float> dots = dots_.AllocTensor<float>();
+            const LocalTensor<float> dots = dots_.Get<float>();
             Duplicate(dots, 0.0f, static_cast<uint32_t>(pairs) * LANES);
             for (int64_t i = 0; i < tokens; ++i) {
                 Token(token + i, dots[static_cast<uint32_t>(i * t_.top_k) * LANES]);
             }
-            SendTile(dots_, dots, grad_probs_gm_[token * t_.top_k], TileOf<float>(pairs, 1), 1);
+            SendSums(packed_, dots, grad_probs_gm_[token * t_.top_k], pairs);
         }
     }
 
@@ -101,8 +103,8 @@ private:
     ScalarWindow<int32_t> slots_;
     ScalarWindow<float> probs_;
     QueueIn grads_, rows_;
-    QueueOut grad_rows_, dots_;
-    TBuf<TPosition::VECCALC> grad32_, row32_, part_, work_;
+    QueueOut grad_rows_, packed_;
+    TBuf<TPosition::VECCALC> grad32_, row32_, dots_, part_, work_;
 };
 
 template <typename T>

@@ -29,10 +29,11 @@ inline int64_t Plan(const Shape &shape, const Machine &machine, Tiling &tiling)
     const int64_t size = BytesOf(shape.data_type);
     const int64_t moved = 2 * size * (shape.backward ? 5 : 3); // tensors in and out, two buffers
     const int64_t scratch = 4 * (shape.backward ? 6 : 3);
-    const int64_t per_row = shape.backward ? 3 * BLOCK_BYTES : 0; // dots: two buffers and parts
+    const int64_t per_row = shape.backward ? 2 * BLOCK_BYTES + 8 : 0; // sums, parts, packed
+    const int64_t fixed = 4 * WINDOW + (shape.backward ? 64 : 0);
     const int64_t blocks = BlocksFor(shape.rows, machine.cores);
     const TileSize tile = FitTile(CeilDiv(shape.rows, blocks), shape.width, shape.data_type,
-                                  moved + scratch, per_row, 4 * WINDOW, machine.ub_bytes);
+                                  moved + scratch, per_row, fixed, machine.ub_bytes);
     tiling = {shape.rows,
               shape.width,
               static_cast<int32_t>(shape.data_type),

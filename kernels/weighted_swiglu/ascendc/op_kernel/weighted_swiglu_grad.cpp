@@ -21,13 +21,14 @@ public:
         pipe.InitBuffer(grads_, BUFFERS, moved);
         pipe.InitBuffer(grad_gates_, BUFFERS, moved);
         pipe.InitBuffer(grad_ups_, BUFFERS, moved);
-        pipe.InitBuffer(dots_, BUFFERS, sums);
+        pipe.InitBuffer(packed_, BUFFERS, PackedBytes(tile.rows) / BUFFERS);
         pipe.InitBuffer(gate32_, wide);
         pipe.InitBuffer(up32_, wide);
         pipe.InitBuffer(grad32_, wide);
         pipe.InitBuffer(sigmoid_, wide);
         pipe.InitBuffer(silu_, wide);
         pipe.InitBuffer(term_, wide);
+        pipe.InitBuffer(dots_, sums);
         pipe.InitBuffer(parts_, sums);
         pipe.InitBuffer(work_, ReduceWork(tile.padded) * sizeof(float));
     }
@@ -49,14 +50,14 @@ public:
         const Rows mine = RowsOfBlock(t_.rows);
         for (int64_t row = mine.first; row < mine.last; row += t_.tile_rows) {
             const int64_t rows = row + t_.tile_rows < mine.last ? t_.tile_rows : mine.last - row;
-            LocalTensor<float> dots = dots_.AllocTensor<float>();
+            const LocalTensor<float> dots = dots_.Get<float>();
             Duplicate(dots, 0.0f, static_cast<uint32_t>(rows) * LANES);
             for (int64_t column = 0; column < t_.width; column += t_.tile_columns) {
                 const int64_t left = t_.width - column;
                 Step(row, column, TileOf<T>(rows, left < t_.tile_columns ? left : t_.tile_columns),
                      dots);
             }
-            SendTile(dots_, dots, grad_probs_gm_[row], TileOf<float>(rows, 1), 1);
+            SendSums(packed_, dots, grad_probs_gm_[row], rows);
         }
     }
 
@@ -134,8 +135,8 @@ private:
     GlobalTensor<float> grad_probs_gm_;
     ScalarWindow<float> probs_;
     QueueIn gates_, ups_, grads_;
-    QueueOut grad_gates_, grad_ups_, dots_;
-    TBuf<TPosition::VECCALC> gate32_, up32_, grad32_, sigmoid_, silu_, term_, parts_, work_;
+    QueueOut grad_gates_, grad_ups_, packed_;
+    TBuf<TPosition::VECCALC> gate32_, up32_, grad32_, sigmoid_, silu_, term_, dots_, parts_, work_;
 };
 
 template <typename T>
