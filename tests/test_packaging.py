@@ -42,7 +42,9 @@ def test_all_packages_and_presets_are_in_it(installed: Path) -> None:
         files = {
             path.relative_to(ROOT / source)
             for path in (ROOT / source).rglob("*")
-            if path.suffix in (".py", ".yaml", ".typed", ".csv", ".json")
+            if path.suffix
+            in (".py", ".yaml", ".typed", ".csv", ".json", ".cpp", ".h", ".cmake", ".in")
+            or path.name == "CMakeLists.txt"
         }
         missing = [str(path) for path in files if not (installed / package / path).is_file()]
         assert not missing, f"{package} lacks {missing}"
