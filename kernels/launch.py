@@ -51,6 +51,17 @@ def whole_row(width: int, tensors: int = 2) -> Tuple[int, int]:
     return block, max(1, min(8 if tensors < 3 else 16, block // 512))
 
 
+def rows_together(top_k: int, block: int) -> int:
+    """How many of a token's K rows one program takes, one after another; divides K.
+
+    All, so that the token's own row is read once; fewer where a row is so long that few programs
+    fit on a multiprocessor, and waiting for one row after another would leave the memory idle.
+    """
+    if ASCEND or block <= 4096:
+        return top_k
+    return 2 if top_k % 2 == 0 else 1
+
+
 def programs(items: int) -> Tuple[int]:
     """The grid for so many items: one each on a GPU, one per core on an Ascend NPU."""
     return (min(items, _VECTOR_CORES) if ASCEND else items,)

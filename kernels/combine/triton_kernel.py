@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from loopmoe_kernels.launch import check, pieces, programs, whole_row
+from loopmoe_kernels.launch import check, pieces, programs, rows_together, whole_row
 
 
 @triton.jit(do_not_specialize=["items"])
@@ -41,19 +41,20 @@ def combine_rows(
         tl.store(out, total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["items"])
 def combine_rows_backward(
-    grad_ptr, y_ptr, slots_ptr, probs_ptr, grad_y_ptr, grad_probs_ptr, tokens,
-    H: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
+    grad_ptr, y_ptr, slots_ptr, probs_ptr, grad_y_ptr, grad_probs_ptr, items,
+    H: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    # One item: GROUP of a token's K rows.
     columns = tl.arange(0, BLOCK)
-    for token in range(tl.program_id(0), tokens, tl.num_programs(0)):
-        origin = tl.cast(token, tl.int64) * H
-        # A row that fits is kept for all K; a longer one is read again (from the cache).
+    for item in range(tl.program_id(0), items, tl.num_programs(0)):
+        origin = tl.cast(item // (K // GROUP), tl.int64) * H
+        # A row that fits is kept for the group; a longer one is read again (from the cache).
         grad = tl.load(grad_ptr + origin + columns, mask=columns < H, other=0.0).to(tl.float32)
-        for k in tl.static_range(K):
-            slot = tl.load(slots_ptr + token * K + k)
-            prob = tl.load(probs_ptr + token * K + k)
+        for k in tl.static_range(GROUP):
+            slot = tl.load(slots_ptr + item * GROUP + k)
+            prob = tl.load(probs_ptr + item * GROUP + k)
             start = tl.cast(tl.maximum(slot, 0), tl.int64) * H
             products = tl.full([BLOCK], 0.0, tl.float32)
             for first in range(0, H, BLOCK):
@@ -70,7 +71,7 @@ def combine_rows_backward(
                 if slot >= 0:
                     weighted = (grad * prob).to(grad_y_ptr.dtype.element_ty)
                     tl.store(grad_y_ptr + start + first + columns, weighted, mask=inside)
-            tl.store(grad_probs_ptr + token * K + k, tl.sum(products))
+            tl.store(grad_probs_ptr + item * GROUP + k, tl.sum(products))
 
 
 def launch_combine(y: Tensor, slots: Tensor, probs: Optional[Tensor]) -> Tensor:
@@ -99,9 +100,12 @@ def launch_combine_backward(
     grad_y = torch.empty_like(y) if dropless else torch.zeros_like(y)
     grad_probs = torch.empty_like(probs)
     block, warps = whole_row(width)
-    combine_rows_backward[programs(tokens)](
-        grad, y, slots, probs, grad_y, grad_probs, tokens, width, top_k, block, num_warps=warps
-    )
+    group = rows_together(top_k, block)
+    items = tokens * top_k // group
+    combine_rows_backward[programs(items)](
+        grad, y, slots, probs, grad_y, grad_probs, items, width, top_k, group, block,
+        num_warps=warps,
+    )  # fmt: skip
     return grad_y, grad_probs
 
 

@@ -7,6 +7,8 @@ CASES = {
     "no token": ("random", 0, 2, 4),
     "one token": ("random", 1, 2, 4),
     "one expert": ("random", 9, 1, 1),
+    "two tokens": ("random", 2, 4, 6),
+    "two tokens, odd": ("random", 2, 3, 5),
     "odd": ("random", 37, 3, 7),
     "empty experts": ("few", 33, 2, 16),
     "all to one": ("all to one", 29, 1, 5),

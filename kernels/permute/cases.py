@@ -26,6 +26,8 @@ CASES = {
     "dropped bf16": ("dropped", 48, "bfloat16", 5),
     "several pieces": ("one token", 3 * 512, "bfloat16", 1),
     "a piece and a bit": ("one token", 1031, "float32", 1),
+    "long rows": ("two tokens", 4096 + 8, "float32", 0),
+    "long rows, odd": ("two tokens, odd", 4096 + 8, "bfloat16", 0),
     "more than a row at once": ("one token", 8192 + 16, "bfloat16", 0),
 }
 
