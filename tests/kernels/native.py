@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any, Callable
 
 import pytest
 import torch
 
+ROOT = str(Path(__file__).parents[2])
 NATIVE = torch.cuda.is_available()
 DEVICE = "cuda" if NATIVE else "cpu"
 # Steps of the interpreter take a millisecond: cases for machines with a GPU are left to those.
@@ -38,9 +41,11 @@ def run_triton() -> Iterator[Run]:
         1, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare
     ) as pool:
         os.environ["TRITON_INTERPRET"] = "1"
+        sys.path.append(ROOT)  # a bare `pytest` has not got it
         try:
-            pool.submit(_prepare).result()  # starts the process, which inherits the environment
+            pool.submit(_prepare).result()  # starts the process, which inherits both
         finally:
+            sys.path.remove(ROOT)
             if before is None:
                 del os.environ["TRITON_INTERPRET"]
             else:
