@@ -512,6 +512,48 @@ extern "C" __global__ __aicore__ void free_too_early(GM_ADDR in, GM_ADDR out, GM
     (void)out;
 }
 
+// What V does between EnQue and DeQue is not part of the queue's edge to MTE3.
+extern "C" __global__ __aicore__ void edge_of_enque(GM_ADDR in, GM_ADDR out, GM_ADDR tiling)
+{
+    (void)in;
+    TPipe pipe;
+    Out outs;
+    Scratch buffer;
+    pipe.InitBuffer(outs, 1, BYTES);
+    pipe.InitBuffer(buffer, BYTES);
+    LocalTensor<float> y = outs.AllocTensor<float>();
+    Duplicate(y, 1.0f, N);
+    outs.EnQue(y);
+    Duplicate(buffer.Get<float>(), 2.0f, N);
+    y = outs.DeQue<float>();
+    DataCopy(Global(out), y, N);
+    outs.FreeTensor(y);
+    if (!Planted(tiling)) {
+        Sync<HardEvent::V_MTE3>();
+    }
+    DataCopy(Global(out, N), buffer.Get<float>(), N);
+}
+
+// What V does between FreeTensor and AllocTensor is not part of the queue's edge to MTE2.
+extern "C" __global__ __aicore__ void edge_of_free(GM_ADDR in, GM_ADDR out, GM_ADDR tiling)
+{
+    (void)out;
+    TPipe pipe;
+    In ins;
+    Scratch buffer;
+    pipe.InitBuffer(ins, 1, BYTES);
+    pipe.InitBuffer(buffer, BYTES);
+    LocalTensor<float> x = Fetch(ins, in);
+    ins.FreeTensor(x);
+    Duplicate(buffer.Get<float>(), 2.0f, N);
+    x = ins.AllocTensor<float>();
+    if (!Planted(tiling)) {
+        Sync<HardEvent::V_MTE2>();
+    }
+    DataCopy(buffer.Get<float>(), Global(in), N);
+    ins.FreeTensor(x);
+}
+
 extern "C" __global__ __aicore__ void vector_barrier(GM_ADDR in, GM_ADDR out, GM_ADDR tiling)
 {
     (void)in, (void)out;

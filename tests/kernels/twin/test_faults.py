@@ -51,6 +51,8 @@ FAULTS = {
     "store_reads_vector": r"DataCopy .*RAW hazard: MTE3 reads .*V wrote in Duplicate",
     "vector_over_store": r"Adds .*WAR hazard: V writes .*MTE3 reads in DataCopy",
     "free_too_early": r"DataCopy .*WAW hazard: MTE2 writes .*V wrote in Duplicate",
+    "edge_of_enque": r"DataCopy .*RAW hazard: MTE3 reads .*V wrote in Duplicate",
+    "edge_of_free": r"DataCopy .*WAW hazard: MTE2 writes .*V wrote in Duplicate",
     "vector_barrier": r"Muls .*RAW hazard: V reads .*\(same pipe\).*without PipeBarrier<PIPE_V>",
     "vector_writes_twice": r"Duplicate .*WAW hazard: V writes .*without PipeBarrier<PIPE_V>",
     "store_over_store": r"DataCopy .*WAW hazard: MTE3 writes GM out .*PipeBarrier<PIPE_MTE3>",
