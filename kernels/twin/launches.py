@@ -9,8 +9,10 @@ from typing import Dict, Optional, Tuple, Union
 import torch
 from torch import Tensor
 
+from loopmoe_kernels.adaln_norm.reference import adaln_norm as adaln_definition
 from loopmoe_kernels.twin.execute import CORES, UB_BYTES, Report, empty, plan, run
 from loopmoe_kernels.twin.library import build
+from loopmoe_kernels.weighted_swiglu.reference import weighted_swiglu as swiglu_definition
 
 EPS = 1e-6
 _TYPE_CODES = {torch.float32: 0, torch.bfloat16: 1}
@@ -69,7 +71,7 @@ def weighted_swiglu(rows: int, width: int, dtype: torch.dtype, large: bool = Fal
         (rows, width, _TYPE_CODES[dtype], 0),
         {"gate_up": gate_up, "probs": probs},
         {"out": empty(rows, width, dtype=dtype)},
-        {"out": torch.nn.functional.silu(gate) * up * probs.double()[:, None]},
+        {"out": swiglu_definition(gate_up.double(), probs.double())},
         # exp(-gate) of a rounded product: its error grows with the gate.
         {"out": gate * up * probs.double()[:, None]},
     )
@@ -79,10 +81,9 @@ def weighted_swiglu_grad(rows: int, width: int, dtype: torch.dtype, large: bool 
     forward = weighted_swiglu(rows, width, dtype, large)
     grad = _normal(torch.Generator().manual_seed(7), rows, width).to(dtype)
     exact = [x.double().requires_grad_() for x in forward.inputs.values()]
-    gate, up = exact[0].chunk(2, -1)
-    out = torch.nn.functional.silu(gate) * up * exact[1][:, None]
+    out = swiglu_definition(*exact)
     grad_gate_up, grad_probs = torch.autograd.grad(out, exact, grad.double())
-    gate, up = gate.detach(), up.detach()
+    gate, up = exact[0].detach().chunk(2, -1)
     weighted = (grad.double() * forward.inputs["probs"].double()[:, None]).abs()
     size = 1 + gate.abs()
     return Launch(
@@ -213,7 +214,7 @@ def adaln_norm(rows: int, width: int, dtype: torch.dtype, scale: float = 1.0) ->
         (rows, width, _TYPE_CODES[dtype], 0, EPS),
         inputs,
         {"out": empty(rows, width, dtype=dtype), "inverse": empty(rows, dtype=torch.float32)},
-        {"out": (1 + gamma) * normed + beta, "inverse": inverse[:, 0]},
+        {"out": adaln_definition(hidden, gamma, beta, EPS), "inverse": inverse[:, 0]},
         {"out": ((1 + gamma.abs()) * normed.abs() + beta.abs()), "inverse": inverse[:, 0]},
     )
 
@@ -221,11 +222,12 @@ def adaln_norm(rows: int, width: int, dtype: torch.dtype, scale: float = 1.0) ->
 def adaln_norm_grad(rows: int, width: int, dtype: torch.dtype, scale: float = 1.0) -> Launch:
     inputs = _adaln_inputs(rows, width, dtype, scale)
     grad = _normal(torch.Generator().manual_seed(5), rows, width).to(dtype)
-    hidden, gamma, _ = (x.double() for x in inputs.values())
-    inverse = torch.rsqrt(hidden.square().mean(-1, keepdim=True) + EPS).float()
-    normed = hidden * inverse.double()  # of the inverse that forward kept, in fp32
-    scaled = grad.double() * (1 + gamma)
-    along = (scaled * normed).mean(-1, keepdim=True)
+    exact = [x.double().requires_grad_() for x in inputs.values()]
+    out = adaln_definition(*exact, EPS)
+    grad_hidden, grad_gamma, _ = torch.autograd.grad(out, exact, grad.double())
+    hidden, gamma, _ = (x.detach() for x in exact)
+    inverse = torch.rsqrt(hidden.square().mean(-1, keepdim=True) + EPS)
+    normed = hidden * inverse
     size = (grad.double() * (1 + gamma.abs())).abs()
     along_size = (size * normed.abs()).mean(-1, keepdim=True)
     return Launch(
@@ -235,17 +237,17 @@ def adaln_norm_grad(rows: int, width: int, dtype: torch.dtype, scale: float = 1.
             "grad": grad,
             "hidden": inputs["hidden"],
             "gamma": inputs["gamma"],
-            "inverse": inverse[:, 0].contiguous(),
+            "inverse": inverse[:, 0].float(),
         },
         {
             "grad_hidden": empty(rows, width, dtype=dtype),
             "grad_gamma": empty(rows, width, dtype=dtype),
         },
         {
-            "grad_hidden": (scaled - normed * along) * inverse.double(),
-            "grad_gamma": grad.double() * normed,
+            "grad_hidden": grad_hidden,
+            "grad_gamma": grad_gamma,
         },
-        {"grad_hidden": (size + normed.abs() * along_size) * inverse.double()},
+        {"grad_hidden": (size + normed.abs() * along_size) * inverse},
     )
 
 

@@ -82,7 +82,7 @@ def compile_source(
     }
     if not entries:
         raise TwinError(f'{source}: no extern "C" __global__ __aicore__ void kernel in it')
-    headers = [HERE / "include"]
+    headers = [HERE / "include", source.parent]
     settings = [f"-I{HERE / 'include'}"]
     if operation is not None:
         host = source.parents[1] / "op_host"

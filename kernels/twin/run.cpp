@@ -66,7 +66,7 @@ extern "C" __attribute__((visibility("default"))) int twin_run(
             const auto role = static_cast<twin::Region::Role>(roles[i]);
             machine.regions.push_back(std::make_unique<twin::Region>(names[i], role, sizes[i]));
             twin::Region &region = *machine.regions.back();
-            if (role != twin::Region::OUTPUT && role != twin::Region::SCRATCH) {
+            if (region.size && role != twin::Region::OUTPUT && role != twin::Region::SCRATCH) {
                 std::memcpy(region.base, data[i], region.size);
             }
             addresses.push_back(region.base);
@@ -80,7 +80,7 @@ extern "C" __attribute__((visibility("default"))) int twin_run(
             const twin::Region &region = *machine.regions[i];
             const bool output = region.role == twin::Region::OUTPUT;
             unwritten[i] = output ? static_cast<int64_t>(region.Unwritten()) : 0;
-            if (output || region.role == twin::Region::IN_PLACE) {
+            if (region.size && (output || region.role == twin::Region::IN_PLACE)) {
                 std::memcpy(data[i], region.base, region.size);
             }
         }

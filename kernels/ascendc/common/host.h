@@ -69,8 +69,9 @@ inline ge::graphStatus CopyShape(gert::InferShapeContext *context, int input, in
 }
 
 // One column per variant of an operation: the first in bf16, the second in fp32.
-#define LOOPMOE_ELEMENTS DataType({ge::DT_BF16, ge::DT_FLOAT}).Format({ge::FORMAT_ND, ge::FORMAT_ND})
-#define LOOPMOE_FLOATS DataType({ge::DT_FLOAT, ge::DT_FLOAT}).Format({ge::FORMAT_ND, ge::FORMAT_ND})
-#define LOOPMOE_INTS DataType({ge::DT_INT32, ge::DT_INT32}).Format({ge::FORMAT_ND, ge::FORMAT_ND})
+#define LOOPMOE_PLAIN Format({ge::FORMAT_ND, ge::FORMAT_ND})
+#define LOOPMOE_ELEMENTS DataType({ge::DT_BF16, ge::DT_FLOAT}).LOOPMOE_PLAIN
+#define LOOPMOE_FLOATS DataType({ge::DT_FLOAT, ge::DT_FLOAT}).LOOPMOE_PLAIN
+#define LOOPMOE_INTS DataType({ge::DT_INT32, ge::DT_INT32}).LOOPMOE_PLAIN
 
 } // namespace loopmoe

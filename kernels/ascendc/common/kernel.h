@@ -177,14 +177,13 @@ __aicore__ inline void AddRowSums(
 }
 
 // The first lane of each row's sum, packed, as one stretch of GM: rows one by one would be bursts
-// of 4 bytes. Settles before it reads.
+// of 4 bytes. The sums are settled, as AddRowSums leaves them.
 __aicore__ inline void SendSums(
     QueueOut &queue, const LocalTensor<float> &sums, const GlobalTensor<float> &target,
     int64_t rows)
 {
     constexpr int64_t most = 248; // repeats of one instruction, in whole blocks of the result
     LocalTensor<float> packed = queue.AllocTensor<float>();
-    Settle();
     for (int64_t first = 0; first < rows; first += most) {
         const int64_t repeats = rows - first < most ? rows - first : most;
         WholeReduceSum(packed[static_cast<uint32_t>(first)],

@@ -142,7 +142,8 @@ extern "C" __global__ __aicore__ void sums(GM_ADDR x, GM_ADDR out, GM_ADDR whole
 }
 
 // Rows of 5 floats out of rows of 8 and back, with gaps on both sides; whole blocks likewise.
-extern "C" __global__ __aicore__ void strides(GM_ADDR x, GM_ADDR out, GM_ADDR blocks, GM_ADDR tiling)
+extern "C" __global__ __aicore__ void strides(
+    GM_ADDR x, GM_ADDR out, GM_ADDR blocks, GM_ADDR tiling)
 {
     (void)tiling;
     TPipe pipe;

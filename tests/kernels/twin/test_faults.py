@@ -13,9 +13,9 @@ import torch
 from loopmoe_kernels import twin
 from loopmoe_kernels.twin.execute import empty
 
-SOURCE = Path(__file__).with_name("faults.cpp")
+SOURCES = sorted(Path(__file__).with_name("faults").glob("*.cpp"))
 
-# Kernel of faults.cpp -> the message. Each is also checked to name kernel, block, call and line.
+# Kernel of faults/ -> the message. Each is also checked to name kernel, block, call and line.
 FAULTS = {
     "ub_capacity": r"InitBuffer .*UB overflow: 131072 \+ 65664 bytes exceed the capacity of 196608",
     "buffer_size": r"InitBuffer .*100 bytes are not a positive multiple of 32",
@@ -51,6 +51,8 @@ FAULTS = {
     "store_reads_vector": r"DataCopy .*RAW hazard: MTE3 reads .*V wrote in Duplicate",
     "vector_over_store": r"Adds .*WAR hazard: V writes .*MTE3 reads in DataCopy",
     "free_too_early": r"DataCopy .*WAW hazard: MTE2 writes .*V wrote in Duplicate",
+    "edge_of_enque": r"DataCopy .*RAW hazard: MTE3 reads .*V wrote in Duplicate",
+    "edge_of_free": r"DataCopy .*WAW hazard: MTE2 writes .*V wrote in Duplicate",
     "vector_barrier": r"Muls .*RAW hazard: V reads .*\(same pipe\).*without PipeBarrier<PIPE_V>",
     "vector_writes_twice": r"Duplicate .*WAW hazard: V writes .*without PipeBarrier<PIPE_V>",
     "store_over_store": r"DataCopy .*WAW hazard: MTE3 writes GM out .*PipeBarrier<PIPE_MTE3>",
@@ -98,7 +100,10 @@ BETWEEN_BLOCKS = ("blocks_overlap", "reads_other_block", "writes_what_is_read")
 
 @pytest.fixture(scope="module")
 def kernels() -> Dict[str, twin.Kernel]:
-    return twin.compile_source(SOURCE)
+    built: Dict[str, twin.Kernel] = {}
+    for source in SOURCES:
+        built |= twin.compile_source(source)
+    return built
 
 
 def launch(kernel: twin.Kernel, fault: int, strict: bool = True) -> twin.Report:
@@ -110,7 +115,7 @@ def launch(kernel: twin.Kernel, fault: int, strict: bool = True) -> twin.Report:
     return twin.run(kernel, inputs, outputs, struct.pack("i", fault), blocks, strict)
 
 
-def test_every_kernel_of_the_file_has_its_message(kernels: Dict[str, twin.Kernel]) -> None:
+def test_every_kernel_has_its_message(kernels: Dict[str, twin.Kernel]) -> None:
     assert set(kernels) == set(FAULTS) and len(FAULTS) >= 15
 
 
@@ -120,7 +125,7 @@ def test_a_planted_fault_is_found(name: str, kernels: Dict[str, twin.Kernel]) ->
     with pytest.raises(twin.TwinFault) as fault:
         launch(kernels[name], 1)
     text = str(fault.value)
-    assert re.match(rf"{name}: block [01]: .* at faults\.cpp:\d+: ", text), text
+    assert re.match(rf"{name}: block [01]: .* at (\w+\.cpp|common\.h):\d+: ", text), text
     assert re.search(FAULTS[name], text), text
 
 

@@ -79,6 +79,18 @@ def test_rows(rows: int, width: int, blocks: int, dtype: torch.dtype) -> None:
         check(getattr(launches, name)(rows, width, dtype), blocks)
 
 
+@pytest.mark.parametrize("name", twin.kernels())
+def test_blocks_without_rows_do_nothing(name: str) -> None:
+    routed = name in ("permute", "combine", "combine_grad")
+    launch = getattr(launches, name)(
+        5, 33, *([2] if routed else []), torch.bfloat16, *["one"] * routed
+    )
+    kernel = twin.build(name)
+    _, tiling = twin.plan(kernel, launch.shape, cores=48)
+    twin.run(kernel, launch.inputs, launch.outputs, tiling, 48)
+    assert all(launch.error(output) <= 1.0 for output in launch.wanted)
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("width", [700, 1500])
 def test_long_rows_are_cut(width: int, dtype: torch.dtype) -> None:

@@ -174,8 +174,10 @@ extern "C" __global__ __aicore__ void loopmoe_adaln_norm_grad(
     GET_TILING_DATA_WITH_STRUCT(loopmoe::adaln_norm::Tiling, plan, tiling);
     (void)workspace;
     if (plan.data_type == loopmoe::BFLOAT16) {
-        loopmoe::adaln_norm::Run<bfloat16_t>(plan, grad, hidden, gamma, inverse, grad_hidden, grad_gamma);
+        loopmoe::adaln_norm::Run<bfloat16_t>(
+            plan, grad, hidden, gamma, inverse, grad_hidden, grad_gamma);
     } else {
-        loopmoe::adaln_norm::Run<float>(plan, grad, hidden, gamma, inverse, grad_hidden, grad_gamma);
+        loopmoe::adaln_norm::Run<float>(
+            plan, grad, hidden, gamma, inverse, grad_hidden, grad_gamma);
     }
 }

@@ -51,7 +51,8 @@ public:
 
     // For the API of the twin only: the checked way to `count` elements.
     template <bool WRITE>
-    T *Access(twin::Pipe pipe, uint32_t count, uint32_t alignment, uint32_t defined_bytes = ~0u) const
+    T *Access(
+        twin::Pipe pipe, uint32_t count, uint32_t alignment, uint32_t defined_bytes = ~0u) const
     {
         twin::Buffer &owner = Owner();
         if (begin_ % alignment) {

@@ -198,7 +198,8 @@ void Cast(const LocalTensor<T> &dst, const LocalTensor<U> &src, const RoundMode 
     twin::BeginVector("Cast", at, uint64_t(count) * std::max(sizeof(T), sizeof(U)));
     const uint32_t n = twin::Positive(count);
     if (widens != (mode == RoundMode::CAST_NONE)) {
-        twin::Fail(widens ? "a widening Cast takes CAST_NONE" : "a narrowing Cast needs a rounding");
+        twin::Fail("%s", widens ? "a widening Cast takes CAST_NONE"
+                                : "a narrowing Cast needs a rounding");
     }
     twin::CheckOverlap(dst, src, n);
     if (dst.Begin() == src.Begin() && sizeof(T) > sizeof(U)) {

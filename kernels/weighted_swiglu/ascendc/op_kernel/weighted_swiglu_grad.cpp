@@ -163,7 +163,8 @@ extern "C" __global__ __aicore__ void loopmoe_weighted_swiglu_grad(
     GET_TILING_DATA_WITH_STRUCT(loopmoe::weighted_swiglu::Tiling, plan, tiling);
     (void)workspace;
     if (plan.data_type == loopmoe::BFLOAT16) {
-        loopmoe::weighted_swiglu::Run<bfloat16_t>(plan, grad, gate_up, probs, grad_gate_up, grad_probs);
+        loopmoe::weighted_swiglu::Run<bfloat16_t>(
+            plan, grad, gate_up, probs, grad_gate_up, grad_probs);
     } else {
         loopmoe::weighted_swiglu::Run<float>(plan, grad, gate_up, probs, grad_gate_up, grad_probs);
     }
