@@ -3,10 +3,12 @@
     processor   eager    torch operations in one autograd node, or the definition itself
     CUDA        triton
     Ascend      vendor   an op of torch_npu, where it is trainable and fits the call
-                triton   everything else (triton-ascend)
+                eager    everything else; Triton is to be asked for: no triton-ascend is known to
+                         fit the torch_npu that this package is for
 
 Nothing falls back: what is missing is an error that says what to install. An implementation is
-forced by a call's ``implementation=`` or, for all ops, within :func:`forced`.
+forced by a call's ``implementation=``, for all ops within :func:`forced`, and for a process by
+:func:`use` (``cluster.kernels`` of a run).
 """
 
 import importlib
@@ -17,7 +19,7 @@ from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
 import torch
 
-DEFAULT = {"cpu": "eager", "meta": "eager", "cuda": "triton", "npu": "triton"}
+DEFAULT = {"cpu": "eager", "meta": "eager", "cuda": "triton", "npu": "eager"}
 _INSTALL = {
     "cuda": "pip install 'loopmoe-train[cuda]'",
     "npu": "pip install triton-ascend==3.2.0 pybind11 (Python 3.9 to 3.11)",
@@ -25,7 +27,14 @@ _INSTALL = {
 _MODULES = {"reference": "reference", "eager": "fused", "triton": "triton_kernel"}
 
 _forced: ContextVar[Optional[str]] = ContextVar("loopmoe_kernels_implementation", default=None)
+_used: Optional[str] = None
 _loaded: Dict[Tuple[str, str], Callable[..., Any]] = {}
+
+
+def use(implementation: Optional[str]) -> None:
+    """All ops of this process use ``implementation`` from now on; None: what fits the device."""
+    global _used
+    _used = implementation
 
 
 @contextmanager
@@ -49,7 +58,7 @@ def name_of(
     Raises:
         RuntimeError: there is none for this kind of device.
     """
-    wanted = implementation or _forced.get()
+    wanted = implementation or _forced.get() or _used
     if wanted is not None:
         return wanted
     if device.type == "npu" and vendor_fits:

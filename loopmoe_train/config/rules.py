@@ -172,6 +172,10 @@ def _cluster(config: RunConfig) -> Problems:
             f"cluster.reserved_gib={cluster.reserved_gib}: must be from 0 to below "
             f"cluster.memory_gib={cluster.memory_gib}"
         )
+    if cluster.kernels not in (None, "eager", "triton"):
+        yield f"cluster.kernels={cluster.kernels}: use eager, triton or null (what fits the device)"
+    if cluster.kernels == "triton" and cluster.device == "cpu":
+        yield "cluster.kernels=triton needs cluster.device=cuda or npu: leave it out"
     if cluster.communicator_mib < 0:
         yield f"cluster.communicator_mib={cluster.communicator_mib}: must not be negative"
     if not 0 <= cluster.fragmentation <= 1:

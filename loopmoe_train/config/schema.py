@@ -192,6 +192,8 @@ class ClusterConfig:
     peak_tflops_vector: Optional[float] = None
     cores: int = 1  # that share a matrix product (multiprocessors, cube cores)
     devices_per_node: int = 8
+    # implementation of the ops of loopmoe_kernels: eager | triton; null: what fits the device
+    kernels: Optional[str] = None
     memory_gib: Optional[float] = None  # of one device
     reserved_gib: float = 1.0  # of it, for the runtime and its libraries
     communicator_mib: float = 60.0  # of it, for the buffers of one communicator

@@ -13,6 +13,7 @@ from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelpe
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import nn
 
+from loopmoe_kernels import registry
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.device.accelerator import accel
 from loopmoe_train.model.core_config import transformer_config
@@ -52,6 +53,7 @@ def build_model(run: RunConfig, vocab_size: int) -> List[DistributedDataParallel
     Raises:
         ValueError: core refuses the configuration.
     """
+    registry.use(run.cluster.kernels)
     config = transformer_config(run)
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,

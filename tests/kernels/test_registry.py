@@ -30,7 +30,7 @@ NPU: Any = SimpleNamespace(type="npu")  # torch knows the name only once torch_n
         (CPU, True, "eager"),
         (torch.device("meta"), False, "eager"),
         (GPU, True, "triton"),
-        (NPU, False, "triton"),
+        (NPU, False, "eager"),
         (NPU, True, "vendor"),
     ],
 )
@@ -46,6 +46,14 @@ def test_one_is_forced_by_a_call_or_for_a_while() -> None:
         with registry.forced(None):
             assert registry.name_of("permute", GPU) == "triton"
         assert registry.name_of("permute", GPU) == "eager"
+    assert registry.name_of("permute", GPU) == "triton"
+    registry.use("eager")
+    try:
+        assert registry.name_of("permute", GPU) == "eager"
+        with registry.forced("triton"):
+            assert registry.name_of("permute", GPU) == "triton"
+    finally:
+        registry.use(None)
     assert registry.name_of("permute", GPU) == "triton"
     x = torch.ones(2, 3)
     wanted = adaln_norm(x, x, x, 1e-6, implementation="reference")
@@ -76,7 +84,7 @@ def test_a_missing_triton_is_told(
     monkeypatch.setattr(importlib.util, "find_spec", without)
     monkeypatch.setattr(registry, "_loaded", {})
     with pytest.raises(RuntimeError, match=command):
-        registry.pick("permute", device)
+        registry.pick("permute", device, "triton")
 
 
 def test_without_the_vendors_package_its_op_is_an_error() -> None:
