@@ -56,6 +56,7 @@ def resolve(words: Sequence[str]) -> Tuple[List[str], Optional[Choice]]:
     best = found.best[0]
     memory = best.estimate.peak
     if run.cluster.device == "cpu":
+        memory *= 1 + machine.fragmentation
         memory += beside(best.workload, machine)  # what is measured there is all of the process
     settings = ["parallel=data", *best.candidate.overrides()]
     print(
