@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 import torch._functorch.config as functorch
@@ -110,6 +110,7 @@ def _measure(
     backward: Dict[str, Call] = {}
     left_out: Dict[str, str] = {}
     wanted: Any = None
+    upstream: Optional[torch.Tensor] = None  # the same of all
     # retain_graph, which a repeated backward needs, is refused where buffers are given away.
     with functorch.patch(donated_buffer=False):
         for name, side in problem.sides(compiled).items():
@@ -117,7 +118,8 @@ def _measure(
                 out = side(*problem.inputs)
                 found, again = [out], None
                 if problem.inputs:
-                    upstream = torch.ones_like(out).mul_(0.25)
+                    # Not constant: that of weights which sum to one has no gradient but rounding.
+                    upstream = torch.rand_like(out) if upstream is None else upstream
                     again = _gradient(out, problem.inputs, upstream)
                     found += again()
                     found = [one.detach() for one in found]
