@@ -108,14 +108,15 @@ class Network:
         # Each step of the ring runs beside the attention of the one before.
         return max(0.0, time - attention * (group.size - 1) / group.size)
 
-    def exchange(self, layer: Layer) -> float:
-        """One way of the experts' exchange, with nothing hidden."""
+    def exchange(self, layer: Layer, kind: str = "") -> float:
+        """One way of the experts' exchange, with nothing hidden; ``kind``: another than the
+        workload's."""
         rank, groups, ffn = self.rank, self.groups, layer.ffn
         if not ffn.experts:
             return 0.0
         e, h = rank.element, rank.hidden
         sent = rank.between * ffn.top_k * h * e * rank.imbalance
-        kind = self.workload.exchange
+        kind = kind or self.workload.exchange
         time = 0.0
         if groups.expert.size > 1:
             if kind == "allgather":

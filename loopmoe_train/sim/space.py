@@ -176,9 +176,8 @@ class Space:
                     count(dropped, "does not fit, even if all is recomputed")
                     break  # larger micro-batches need more
                 for policy in fitting:
-                    for exchange in self._exchanges(cut):
-                        candidate = replace(policy, exchange=exchange)
-                        yield candidate, self.stages(candidate)
+                    candidate = replace(policy, exchange=self._exchange(policy))
+                    yield candidate, self.stages(candidate)
 
     def _policies_that_fit(self, one: Candidate, room: float) -> Iterator[Candidate]:
         """With every choice of techniques that save memory what must be recomputed with it, unless
@@ -199,6 +198,15 @@ class Space:
             if memory.fits(stages, room):
                 return recompute
         return None
+
+    def _exchange(self, one: Candidate) -> str:
+        """The quickest exchange of experts: it changes nothing else of a layout."""
+        kinds = self._exchanges(one)
+        if len(kinds) == 1:
+            return kinds[0]
+        stages = self.stages(one)
+        layer = next(layer for layer in stages.placed.kinds if layer.ffn.experts)
+        return min(kinds, key=lambda kind: stages.network.exchange(layer, kind))
 
     def _exchanges(self, cut: Candidate) -> Sequence[str]:
         told = self.fixed.get("model.moe.dispatcher")
