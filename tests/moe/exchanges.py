@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any, Dict, List, Tuple
 
 import torch
@@ -66,8 +67,11 @@ def definition(
     return [out.detach(), x.grad, probs.grad, weights.grad]
 
 
-def exchange(settings: List[str], cases: List[Tuple[str, Any]], dtype: str) -> Dict[str, Any]:
-    """On every rank: case -> output, gradients of x, probs and all weights, bytes that crossed.
+def exchange(
+    kinds: List[str], settings: List[str], cases: List[Tuple[str, Any]], dtype: str
+) -> Dict[str, Any]:
+    """On every rank: (dispatcher, case) -> output, gradients of x, probs and all weights, bytes
+    that crossed.
 
     Args:
         settings: of a run, over those of four data ranks with four expert-parallel ones.
@@ -77,7 +81,7 @@ def exchange(settings: List[str], cases: List[Tuple[str, Any]], dtype: str) -> D
     words = ["model=loopmoe_tiny", "cluster.devices=4", "parallel=data",
              "parallel.expert_parallel_size=4", f"model.moe.num_experts={E}",
              f"model.moe.top_k={K}", "micro_batch_size=1", "global_batch_size=4"]  # fmt: skip
-    run = compose([*words, *settings])
+    run = compose([*words, *settings, f"model.moe.dispatcher={kinds[-1]}"])
     groups.join(run)
     rank, ranks = dist.get_rank(), dist.get_world_size()
     config = copy.copy(transformer_config(run))
@@ -85,7 +89,8 @@ def exchange(settings: List[str], cases: List[Tuple[str, Any]], dtype: str) -> D
     own = E // parallel_state.get_expert_model_parallel_world_size()
     first = parallel_state.get_expert_model_parallel_rank() * own
     found = {}
-    for number, (name, routing) in enumerate(cases):
+    for kind, (number, (name, routing)) in itertools.product(kinds, enumerate(cases)):
+        config.loopmoe.moe.dispatcher = kind
         x, probs, weights, upstream = inputs(number, ranks)
         x_TH, probs_TE = (one[rank].to(getattr(torch, dtype)) for one in (x, probs))
         x_TH.requires_grad_(), (probs_TE := probs_TE.float()).requires_grad_()
@@ -105,6 +110,6 @@ def exchange(settings: List[str], cases: List[Tuple[str, Any]], dtype: str) -> D
         everyone = torch.zeros(weights.shape)
         everyone[first : first + own] = local.grad
         dist.all_reduce(everyone)
-        found[name] = ([out.detach(), x_TH.grad, probs_TE.grad, everyone], traffic.take())
+        found[kind, name] = ([out.detach(), x_TH.grad, probs_TE.grad, everyone], traffic.take())
     groups.leave()
     return found
