@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from loopmoe_kernels.adaln_norm.reference import adaln_norm as adaln_definition
+from loopmoe_kernels.combine.reference import combine as combine_definition
+from loopmoe_kernels.permute.reference import permute as permute_definition
 from loopmoe_kernels.twin.execute import CORES, UB_BYTES, Report, empty, plan, run
 from loopmoe_kernels.twin.library import build
 from loopmoe_kernels.weighted_swiglu.reference import weighted_swiglu as swiglu_definition
@@ -125,10 +127,7 @@ def routing(tokens: int, top_k: int, kind: str) -> Tuple[Tensor, int]:
 def permute(tokens: int, hidden: int, top_k: int, dtype: torch.dtype, kind: str) -> Launch:
     slots, rows = routing(tokens, top_k, kind)
     x = _normal(torch.Generator().manual_seed(hidden), tokens, hidden).to(dtype)
-    out = torch.empty(rows, hidden, dtype=dtype)
-    for k in range(top_k):
-        named = slots[:, k] >= 0
-        out[slots[named, k].long()] = x[named]
+    out = permute_definition(x, slots, rows)
     return Launch(
         "permute",
         (tokens, hidden * x.element_size(), top_k, rows),
@@ -149,20 +148,16 @@ def combine(
     weights = probs if weighted else torch.ones_like(probs)
     # The kernel's own order in fp32: rounded the same, so the same bits.
     fp32 = torch.zeros(tokens, hidden)
-    wanted, scale = torch.zeros(2, tokens, hidden, dtype=torch.float64)
     for k in range(top_k):
         named = slots[:, k] >= 0
-        row = y[slots[named, k].long()]
-        fp32[named] = fp32[named] + row.float() * weights[named, k, None]
-        wanted[named] += row.double() * weights[named, k, None].double()
-        scale[named] += row.double().abs() * weights[named, k, None].double()
+        fp32[named] += y[slots[named, k].long()].float() * weights[named, k, None]
     return Launch(
         "combine",
         (tokens, hidden, top_k, rows, _TYPE_CODES[dtype], int(weighted), 0),
         {"y": y, "slots": slots, "probs": probs if weighted else torch.empty(0)},
         {"out": empty(tokens, hidden, dtype=dtype)},
-        {"out": wanted},
-        {"out": scale},
+        {"out": combine_definition(y.double(), slots, weights.double())},
+        {"out": combine_definition(y.double().abs(), slots, weights.double())},
         {"out": fp32.to(dtype)},
     )
 
