@@ -97,11 +97,24 @@ def hierarchical(
 def deduplicated(
     machine: Machine, group: Group, tokens: float, token: float, top_k: int, imbalance: float = 1.0
 ) -> float:
-    """As :func:`hierarchical`, but a token crosses only to nodes that hold an expert of it, and
-    both levels run side by side, chunk by chunk (DeepEP)."""
+    """As :func:`hierarchical`, but a token crosses only to nodes that hold an expert of it."""
+    return sum(_once_a_node(machine, group, tokens, token, top_k, imbalance))
+
+
+def chunked(
+    machine: Machine, group: Group, tokens: float, token: float, top_k: int, imbalance: float = 1.0
+) -> float:
+    """As :func:`deduplicated`, with both levels side by side, chunk by chunk (DeepEP)."""
+    return max(_once_a_node(machine, group, tokens, token, top_k, imbalance))
+
+
+def _once_a_node(
+    machine: Machine, group: Group, tokens: float, token: float, top_k: int, imbalance: float
+) -> Tuple[float, float]:
+    """Seconds between nodes, and inside one."""
     outer, inner = _levels(machine, group)
     across = all_to_all(machine, outer, tokens * token * distinct_nodes(outer.size, top_k))
-    return max(across, all_to_all(machine, inner, tokens * top_k * token * imbalance))
+    return across, all_to_all(machine, inner, tokens * top_k * token * imbalance)
 
 
 def _levels(machine: Machine, group: Group) -> Tuple[Group, Group]:

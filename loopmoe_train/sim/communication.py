@@ -13,7 +13,8 @@ from loopmoe_train.sim.shape import Layer
 # What MC2, CoC or user buffers hide of a gather or scatter beside its product.
 _TENSOR_HIDDEN = 0.7
 _IN_LEVELS = {
-    "hierarchical": collectives.hierarchical, "deduplicated": collectives.deduplicated
+    "hierarchical": collectives.hierarchical, "deduplicated": collectives.deduplicated,
+    "chunked": collectives.chunked,
 }  # fmt: skip
 
 

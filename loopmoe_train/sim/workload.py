@@ -62,7 +62,8 @@ class Workload:
         sharding: ``none``, ``optimizer`` (states over data-parallel ranks) or ``full`` (weights
             too, gathered layer by layer: FSDP, ZeRO-3).
         exchange: ``alltoall``, ``allgather`` (all tokens to all ranks), ``hierarchical`` and
-            ``deduplicated`` (a token crosses to a node once).
+            ``deduplicated`` (a token crosses to a node once), ``chunked`` (both levels of that
+            side by side, as DeepEP has it and the trainer does not).
         imbalance: tokens of the fullest rank over the mean.
         probs_first: router weights multiply inside the expert, so that its output is not kept.
         fused_loss: the loss needs no copy of the logits in fp32.

@@ -87,6 +87,9 @@ def test_two_levels_halve_what_crosses() -> None:
     assert two == pytest.approx(3 * tokens * token / 10e9, rel=1e-3)
     once = collectives.deduplicated(machine, group, tokens, token, 8)
     assert once < two
+    beside = collectives.chunked(machine, group, tokens, token, 8)
+    inside = collectives.all_to_all(machine, Group(8), tokens * 8 * token)
+    assert once == pytest.approx(beside + inside)
 
 
 def test_inside_a_node_all_exchanges_are_one() -> None:
@@ -94,6 +97,7 @@ def test_inside_a_node_all_exchanges_are_one() -> None:
     flat = collectives.all_to_all(machine, Group(8), 2048 * 8 * 15360)
     assert collectives.hierarchical(machine, Group(8), 2048, 15360, 8) == flat
     assert collectives.deduplicated(machine, Group(8), 2048, 15360, 8) == flat
+    assert collectives.chunked(machine, Group(8), 2048, 15360, 8) == flat
 
 
 def test_latency_counts() -> None:

@@ -445,7 +445,7 @@ def test_sizes(more: str, expected: object) -> None:
          {"context": "ring"}),
         ("--moe-token-dispatcher-type allgather", {"exchange": "allgather"}),
         ("--moe-token-dispatcher-type alltoall_seq", {"exchange": "alltoall"}),
-        ("--moe-token-dispatcher-type flex", {"exchange": "deduplicated"}),
+        ("--moe-token-dispatcher-type flex", {"exchange": "chunked"}),
         ("--moe-token-dispatcher-type alltoall --moe-hierarchical-alltoallv",
          {"exchange": "hierarchical"}),
         ("--moe-expert-capacity-factor 1.1", {"imbalance": 1.1}),

@@ -81,7 +81,9 @@ class AllToAllDispatcher(MoEAlltoAllTokenDispatcher):
         self.dropless = not self.drop_and_pad and rows == slots_TK.numel()
         return (
             permute(x_TH, slots_TK, rows, dropless=self.dropless),
-            permute(probs_TK.view(-1, 1), slots_TK.view(-1, 1), rows).squeeze(1),
+            permute(
+                probs_TK.view(-1, 1), slots_TK.view(-1, 1), rows, dropless=self.dropless
+            ).squeeze(1),
         )
 
     def token_dispatch(self, rows: Tensor, probs: Tensor) -> Tuple[Tensor, Tensor]:

@@ -301,7 +301,7 @@ def workload(row: Row) -> Workload:
     balanced = row.family in ("NVB", "FOLD", "SMX", "NVM") or "fix-router" in flags
     exchange = "allgather" if "dispatcher-type=allgather" in flags else "alltoall"
     if row.family == "NVB" or "dispatcher-type=flex" in flags or "DeepEP" in flags:
-        exchange = "deduplicated"
+        exchange = "chunked"
     slots = _slots(row, visits, chunks * grid.pipeline)
     swap: Set[str] = set()
     if "swap-optimizer" in zero:

@@ -291,7 +291,7 @@ def _exchange(options: Options) -> str:
         return "alltoall"
     kind = options.text("moe-token-dispatcher-type", "allgather")
     if kind == "flex" or options.has("moe-enable-deepep"):
-        return "deduplicated"
+        return "chunked"
     if options.has("moe-hierarchical-alltoallv"):
         return "hierarchical"
     return "allgather" if kind == "allgather" else "alltoall"
