@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -100,13 +101,21 @@ def report(
         "",
         "the trainer does not have all that --with names"
         if techniques
-        else f"run the first: loopmoe train {' '.join([*words, *first.overrides()])}",
+        else f"run the first: loopmoe train {_command(words, first)}",
         *_limits(machine),
     ]
     if picture is not None:
         _draw(found, machine, picture, run.model.name)
         lines.append(f"wrote {picture}")
     return figures, "\n".join(lines)
+
+
+def _command(words: Sequence[str], layout: Candidate) -> str:
+    """The words that train with a layout, quoted for a shell, each setting once."""
+    own = layout.overrides()
+    told = {word.partition("=")[0] for word in own}
+    kept = [word for word in words if word.partition("=")[0] not in told]
+    return " ".join(map(shlex.quote, [*kept, *own]))
 
 
 def _figures(one: Scored) -> Dict[str, Any]:
@@ -155,11 +164,13 @@ def _why(one: Estimate, best: Estimate) -> str:
 
 
 def _limits(machine: Machine) -> List[str]:
-    scaled = []
-    if machine.scale != 1.0 or machine.software:
-        scaled = [f"Times are scaled by {machine.scale:g}; figures of {machine.software or '?'}."]
+    known = []
+    if machine.scale != 1.0:
+        known = [f"Times are scaled by {machine.scale:g} (cluster.efficiency.scale)."]
+    if machine.software:
+        known.append(f"Figures are of {machine.software}.")
     return [
-        *scaled,
+        *known,
         f"Rates are those of configs/cluster/{machine.name}.yaml; `loopmoe bench sim` says "
         "how far such predictions are off.",
     ]

@@ -159,9 +159,15 @@ def balance(config: RunConfig) -> Problems:
         yield "model.moe.pad_to_capacity needs another model.moe.dispatcher: alltoall, say"
     if moe.overlap_shared_experts:
         if not moe.num_shared_experts:
-            yield "model.moe.overlap_shared_experts does nothing without num_shared_experts"
+            yield (
+                "model.moe.overlap_shared_experts does nothing without shared experts: leave it "
+                "out, or set model.moe.num_shared_experts above 0"
+            )
         if moe.dispatcher == "allgather":
-            yield "model.moe.overlap_shared_experts needs model.moe.dispatcher=alltoall, say"
+            yield (
+                "model.moe.overlap_shared_experts is not for model.moe.dispatcher=allgather: "
+                "use alltoall, or leave it out"
+            )
         if "shared_experts" in config.memory.recompute_modules:
             yield (
                 "model.moe.overlap_shared_experts: shared experts that run beside the exchange are "

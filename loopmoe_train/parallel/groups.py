@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
+from loopmoe_train.config.parallel_rules import TWO_LEVEL
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.device.accelerator import accel
 from loopmoe_train.errors import RunFailed
@@ -61,8 +62,7 @@ def make_groups(run: RunConfig, timeout: timedelta) -> None:
         # Core says int and makes a timedelta of it: fractions are as good.
         distributed_timeout_minutes=timeout.total_seconds() / 60,  # type: ignore[arg-type]
     )
-    two_levels = run.model.moe.dispatcher in ("hierarchical", "deduplicated")
-    levels.make(run.cluster.devices_per_node, two_levels)
+    levels.make(run.cluster.devices_per_node, run.model.moe.dispatcher in TWO_LEVEL)
 
 
 def data_place() -> Tuple[int, int]:

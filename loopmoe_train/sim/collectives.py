@@ -118,8 +118,13 @@ def _once_a_node(
 
 
 def _levels(machine: Machine, group: Group) -> Tuple[Group, Group]:
-    """The ranks of equal place in their nodes, and those of one node; one of 1 if all are there."""
-    inside = max([n for _, n in group.members(machine) if n < group.size], default=group.size)
+    """The ranks of equal place in their nodes, and those of one node; one of 1 if all are there.
+
+    A node is what ``cluster.devices_per_node`` says, as it is for the trainer.
+    """
+    inside = max(1, min(group.size, machine.node // group.stride))
+    if group.size % inside:
+        inside = group.size  # the trainer refuses such groups
     return Group(group.size // inside, group.stride * inside), Group(inside, group.stride)
 
 

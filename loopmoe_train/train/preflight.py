@@ -155,7 +155,7 @@ def identity(run: RunConfig, text: Mixture) -> Dict[str, Any]:
     the same text in another folder is the same.
     """
     model = asdict(run.model)
-    del model["name"], model["moe"]["dispatcher"]
+    del model["name"], model["moe"]["dispatcher"], model["moe"]["overlap_shared_experts"]
     model["vocab_size"] = run.model.vocab_size or text.tokenizer_of.vocab_size
     return dict(
         model=model,

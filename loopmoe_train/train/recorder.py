@@ -136,7 +136,7 @@ class Recorder:
         heads = training_mtp_losses(self.micro_batches) if run.model.mtp_layers else []
         self.micro_batches = 0
         exchanged = {}
-        if levels.current().nodes > 1:
+        if levels.current().spanning:
             ranks = dist.get_world_size()
             total = sum_over_ranks(torch.tensor([float(crossed)]))[0]
             exchanged = {CROSS_NODE_KEY: total / ranks / 2**20}

@@ -70,8 +70,8 @@ def definition(
 def exchange(
     kinds: List[str], settings: List[str], cases: List[Tuple[str, Any]], dtype: str
 ) -> Dict[str, Any]:
-    """On every rank: (dispatcher, case) -> output, gradients of x, probs and all weights, bytes
-    that crossed.
+    """On every rank: (dispatcher, case) -> output, gradients of x, probs and all weights; bytes
+    that crossed on the way to the experts, and afterwards; rows that the experts got.
 
     Args:
         settings: of a run, over those of four data ranks with four expert-parallel ones.
@@ -98,7 +98,9 @@ def exchange(
         dispatcher = dispatcher_of(config, own, list(range(first, first + own)), collection)
         traffic.take()
         sent = dispatcher.dispatch_preprocess(x_TH.view(T, 1, H), routing[rank], probs_TE)
-        rows, counts, weight_R = dispatcher.dispatch_postprocess(*dispatcher.token_dispatch(*sent))
+        arrived = dispatcher.token_dispatch(*sent)
+        there = traffic.take()
+        rows, counts, weight_R = dispatcher.dispatch_postprocess(*arrived)
         assert int(counts.sum()) == rows.shape[0] == weight_R.shape[0]
         experts = torch.arange(own).repeat_interleave(counts.cpu())
         made = torch.einsum("rh,rhd->rd", rows.float(), local[experts]).tanh()
@@ -110,6 +112,11 @@ def exchange(
         everyone = torch.zeros(weights.shape)
         everyone[first : first + own] = local.grad
         dist.all_reduce(everyone)
-        found[kind, name] = ([out.detach(), x_TH.grad, probs_TE.grad, everyone], traffic.take())
+        found[kind, name] = (
+            [out.detach(), x_TH.grad, probs_TE.grad, everyone],
+            there,
+            traffic.take(),
+            len(rows),
+        )
     groups.leave()
     return found

@@ -42,19 +42,24 @@ def _compare(
 def test_values_gradients_and_bytes(per_node: int) -> None:
     # With a capacity (not exceeded) tokens may have lost experts: their number is asked for.
     found = _compare(per_node, CASES, "float32", "model.moe.capacity_factor=8")
-    nodes, row = 4 // per_node, 4 * H
     for name, routing in CASES:
-        crossing = dict.fromkeys(KINDS, 0)
-        for rank in range(4):
-            map_TNE = routing[rank].view(T, nodes, E // nodes)
-            away = [n for n in range(nodes) if n != rank // per_node]
-            crossing["alltoall"] += int(map_TNE[:, away].sum())
-            crossing["deduplicated"] += int(map_TNE[:, away].any(-1).sum())
-            crossing["hierarchical"] += (nodes - 1) * T
         for kind in KINDS:
-            # there and back, forward and backward; what comes back left another rank
-            counted = sum(found[rank][kind, name][1] for rank in range(4))
-            assert counted == 4 * crossing[kind] * row, (kind, name)
+            sent = [_leaving(kind, routing[rank], 4 // per_node, rank) for rank in range(4)]
+            assert [found[rank][kind, name][1] for rank in range(4)] == sent, (kind, name)
+            # What comes back left another rank; then both ways again in backward.
+            assert sum(found[rank][kind, name][2] for rank in range(4)) == 3 * sum(sent)
+
+
+def _leaving(kind: str, routing_TE: Tensor, nodes: int, rank: int) -> int:
+    """Bytes that a rank sends to other nodes on the way to the experts."""
+    map_TNE = routing_TE.view(T, nodes, E // nodes)
+    away = [n for n in range(nodes) if n != rank * nodes // 4]
+    rows = {
+        "alltoall": int(map_TNE[:, away].sum()),
+        "deduplicated": int(map_TNE[:, away].any(-1).sum()),
+        "hierarchical": len(away) * T,
+    }[kind]
+    return rows * H * 4
 
 
 def test_dropless_in_bf16() -> None:
@@ -68,9 +73,15 @@ def test_padded_to_a_capacity() -> None:
         (name, torch.stack([capped(one, capacity) for one in routing])) for name, routing in CASES
     ]
     pads = ["model.moe.capacity_factor=1.0", "model.moe.pad_to_capacity=true"]
-    _compare(2, cases, "float32", *pads)
+    found = _compare(2, cases, "float32", *pads)
+    for name, _ in cases:
+        for rank in range(4):
+            for kind in KINDS:
+                assert found[rank][kind, name][3] == E // 4 * 4 * capacity
+            # half of the experts are on the other node
+            assert found[rank]["alltoall", name][1] == E // 2 * capacity * H * 4
 
 
 def test_experts_inside_a_node_cross_nothing() -> None:
     found = _compare(4, CASES[:2], "float32", kinds=["alltoall"])
-    assert all(one["alltoall", name][1] == 0 for one in found for name, _ in CASES[:2])
+    assert all(not any(one["alltoall", name][1:3]) for one in found for name, _ in CASES[:2])

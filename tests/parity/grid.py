@@ -144,7 +144,7 @@ ROWS = [
     # experts over nodes
     Row("EP2 shared experts beside", 2, on("ep2", BESIDE), default=DEFAULT),
     Row("EP2 hierarchical", 2, on("ep2", nodes(1, "hierarchical"), GATHER), default=DEFAULT),
-    Row("EP2 deduplicated", 2, on("ep2", nodes(1, "deduplicated")), default=DEFAULT),
+    Row("EP2 deduplicated", 2, on("ep2", nodes(1, "deduplicated"), BESIDE), default=DEFAULT),
     Row("EP2 deduplicated recomputed", 2, on("ep2", nodes(1, "deduplicated"), FULL, BESIDE)),
     *[
         Row(f"EP2 {kind}, {name}", 2, on("ep2", nodes(1, kind)), name)
@@ -156,7 +156,7 @@ ROWS = [
     Row("EP4 hierarchical", 4, on("ep4", nodes(2, "hierarchical"), ONE)),
     Row("EP4 deduplicated", 4, on("ep4", nodes(2, "deduplicated"), ONE, GATHER)),
     Row("EP4 deduplicated, partly recomputed", 4, on("ep4", nodes(2, "deduplicated"), ONE, SOME)),
-    Row("TP2 x DP2, EP4 hierarchical", 4, on("tp2 ep4", nodes(2, "hierarchical"), BESIDE)),
+    Row("TP2 x DP2, EP4 hierarchical", 4, on("tp2 ep4", nodes(2, "hierarchical"), BESIDE, FULL)),
     Row("TP2 x CP2, EP4 deduplicated", 4, on("tp2 cp2 ep4", nodes(2, "deduplicated"))),
     Row("PP2 x EP2 hierarchical", 4, on("pp2 ep2", nodes(1, "hierarchical"), ONE)),
     Row("PP2 x EP2 deduplicated", 4, on("pp2 ep2", nodes(1, "deduplicated"), ONE, GATHER)),
