@@ -15,7 +15,7 @@ from torch import Tensor
 from loopmoe_train.config.compose import compose
 from loopmoe_train.device.accelerator import select
 from loopmoe_train.model.core_config import transformer_config
-from loopmoe_train.moe.dispatch import dispatcher_of, traffic
+from loopmoe_train.moe.dispatch import dispatcher_of, levels, traffic
 from loopmoe_train.parallel import groups
 
 T, H, E, K = 13, 5, 8, 3  # tokens of a rank, hidden, experts, of a token
@@ -120,3 +120,14 @@ def exchange(
         )
     groups.leave()
     return found
+
+
+def uneven() -> Tuple[int, bool]:
+    """Two groups of two experts' ranks on nodes of three: nodes of this rank's, and of any."""
+    select("cpu")
+    run = compose(["model=loopmoe_tiny", "cluster.devices=4", "parallel=data",
+                   "cluster.devices_per_node=3", "parallel.expert_parallel_size=2"])  # fmt: skip
+    groups.join(run)
+    found = levels.current()
+    groups.leave()
+    return found.nodes, found.spanning

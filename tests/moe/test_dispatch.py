@@ -85,3 +85,10 @@ def test_padded_to_a_capacity() -> None:
 def test_experts_inside_a_node_cross_nothing() -> None:
     found = _compare(4, CASES[:2], "float32", kinds=["alltoall"])
     assert all(not any(one["alltoall", name][1:3]) for one in found for name, _ in CASES[:2])
+
+
+def test_all_ranks_know_whether_any_of_them_spans_nodes() -> None:
+    """A collective of the whole job may depend on that, not on the rank's own group."""
+    found = ranks.run("tests.moe.exchanges:uneven", 4)
+    assert [nodes for nodes, _ in found] == [1, 1, 2, 2]
+    assert all(spanning for _, spanning in found)
