@@ -63,12 +63,11 @@ class _TwoLevelDispatcher(MoETokenDispatcher):
             self.shared_experts.pre_forward_comm(hidden_states)
         x_TH = hidden_states.reshape(-1, hidden_states.shape[-1])
         if self.inside.drop_and_pad:  # a node gets what all its counterparts have room for
-            pairs, factor = (
+            self.inside.room = self.nodes * get_capacity(
                 x_TH.shape[0] * self.config.moe_router_topk,
+                self.config.num_moe_experts,
                 self.config.moe_expert_capacity_factor,
             )
-            each = get_capacity(pairs, self.config.num_moe_experts, factor)
-            self.inside.room = self.nodes * each
         per_node = (-1, self.nodes, self.node_experts)
         map_TNE = routing_map.view(per_node)
         beside_TNE2 = torch.cat([probs.view(per_node), map_TNE.to(probs.dtype)], dim=-1)

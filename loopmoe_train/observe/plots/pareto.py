@@ -33,9 +33,11 @@ def plot_pareto(
             color=COLOURS[1], fillstyle="none", markersize=9, label=f"the {len(best)} fastest",
         )  # fmt: skip
         axes.axvline(limit, color=GREY, linestyle="--", linewidth=1, label="may be used")
+        middle = (min(gib for gib, *_ in [*front, *best]) + limit) / 2
         for gib, seconds, name in [*front[:-1][-4:], *best[:1]]:
+            side, shift = ("left", 8) if gib < middle else ("right", -8)  # towards the middle
             axes.annotate(
-                name, (gib, seconds), xytext=(-8, 8), textcoords="offset points", ha="right",
+                name, (gib, seconds), xytext=(shift, 8), textcoords="offset points", ha=side,
                 fontsize=8.5, color=GREY,
             )  # fmt: skip
         axes.set_xlabel("GiB")
