@@ -10,7 +10,6 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 from loopmoe_train.config.rules import DISPATCHERS
 from loopmoe_train.errors import Refused
-from loopmoe_train.observe.rundata import load_runs
 from loopmoe_train.sim.machine import GIB
 
 AUTO = "parallel=auto"
@@ -126,6 +125,8 @@ def _other_versions(software: Dict[str, str]) -> List[str]:
 
 def compare(choice: Choice, folder: Path) -> None:
     """Print predicted against measured step time and memory of a finished run."""
+    from loopmoe_train.observe.rundata import load_runs  # needs numpy, which a plan does not
+
     run = load_runs([folder])[0]
     seconds = run.metrics.train.get("step_s", ())
     settled = [float(one) for one in seconds[_SETTLED:]]

@@ -98,21 +98,25 @@ def deduplicated(
     machine: Machine, group: Group, tokens: float, token: float, top_k: int, imbalance: float = 1.0
 ) -> float:
     """As :func:`hierarchical`, but a token crosses only to nodes that hold an expert of it."""
-    return sum(_once_a_node(machine, group, tokens, token, top_k, imbalance))
+    levels = _levels(machine, group)
+    return sum(_once_a_node(machine, *levels, tokens, token, top_k, imbalance))
 
 
 def chunked(
     machine: Machine, group: Group, tokens: float, token: float, top_k: int, imbalance: float = 1.0
 ) -> float:
-    """As :func:`deduplicated`, with both levels side by side, chunk by chunk (DeepEP)."""
-    return max(_once_a_node(machine, group, tokens, token, top_k, imbalance))
+    """As :func:`deduplicated`, with both levels side by side, chunk by chunk, and with the widest
+    tier that the group leaves as its node (DeepEP)."""
+    inside = max([n for _, n in group.members(machine) if n < group.size], default=group.size)
+    levels = _cut(group, inside)
+    return max(_once_a_node(machine, *levels, tokens, token, top_k, imbalance))
 
 
 def _once_a_node(
-    machine: Machine, group: Group, tokens: float, token: float, top_k: int, imbalance: float
-) -> Tuple[float, float]:
+    machine: Machine, outer: Group, inner: Group, tokens: float, token: float, top_k: int,
+    imbalance: float,
+) -> Tuple[float, float]:  # fmt: skip
     """Seconds between nodes, and inside one."""
-    outer, inner = _levels(machine, group)
     across = all_to_all(machine, outer, tokens * token * distinct_nodes(outer.size, top_k))
     return across, all_to_all(machine, inner, tokens * top_k * token * imbalance)
 
@@ -123,8 +127,11 @@ def _levels(machine: Machine, group: Group) -> Tuple[Group, Group]:
     A node is what ``cluster.devices_per_node`` says, as it is for the trainer.
     """
     inside = max(1, min(group.size, machine.node // group.stride))
-    if group.size % inside:
-        inside = group.size  # the trainer refuses such groups
+    # The trainer refuses groups that do not fill their nodes.
+    return _cut(group, inside if group.size % inside == 0 else group.size)
+
+
+def _cut(group: Group, inside: int) -> Tuple[Group, Group]:
     return Group(group.size // inside, group.stride * inside), Group(inside, group.stride)
 
 

@@ -126,7 +126,8 @@ def uneven() -> Tuple[int, bool]:
     """Two groups of two experts' ranks on nodes of three: nodes of this rank's, and of any."""
     select("cpu")
     run = compose(["model=loopmoe_tiny", "cluster.devices=4", "parallel=data",
-                   "cluster.devices_per_node=3", "parallel.expert_parallel_size=2"])  # fmt: skip
+                   "cluster.devices_per_node=3", "parallel.expert_parallel_size=2",
+                   "micro_batch_size=1", "global_batch_size=4"])  # fmt: skip
     groups.join(run)
     found = levels.current()
     groups.leave()
