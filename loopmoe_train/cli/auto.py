@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
-from loopmoe_train.config.rules import DISPATCHERS
 from loopmoe_train.errors import Refused
 from loopmoe_train.sim.machine import GIB
+from loopmoe_train.spec.exchange import DISPATCHERS
 
 AUTO = "parallel=auto"
 DISPATCHER = "model.moe.dispatcher="

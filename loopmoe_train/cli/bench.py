@@ -7,6 +7,7 @@ usage: loopmoe bench train [--against megatron] [--json FILE] [setting=value ...
        loopmoe bench pipeline [--json FILE] [setting=value ...]
        loopmoe bench sim [--rows CSV] [--json OUT]
        loopmoe bench ops [--quick] [--json FILE] [setting=value ...]
+       loopmoe bench moe [--json FILE] [setting=value ...]
        loopmoe bench kernels [--quick] [--json FILE] [setting=value ...]
 
   train   tokens/s of 2 ranks with expert parallelism against megatron-core's own GPTModel
@@ -26,6 +27,8 @@ usage: loopmoe bench train [--against megatron] [--json FILE] [setting=value ...
           one process (cluster.devices=2: in two at once, as training shares a processor), in 7
           rounds (steps=7); --quick: a few small ones. --json FILE writes the table for the
           simulator: cluster.efficiency.table=FILE. On a GPU: cluster=h100 precision=bf16.
+  moe     a MoE layer, forward and backward, against megatron-core's on the same weights, in one
+          process; and the bytes that every dispatcher sends between nodes, on four ranks.
   kernels  how near the ops of loopmoe_kernels, forward and backward, come to the bandwidth of a
           copy measured in the same rounds (15: steps=15), beside their definitions as torch runs
           and compiles them and installed peers; --quick: one small size. The picture is

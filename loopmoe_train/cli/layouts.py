@@ -1,31 +1,23 @@
-"""``loopmoe plan``: the best layouts of a run on its cluster, and one of them explained."""
+"""``loopmoe plan``: the best layouts of a run on its cluster, and other shapes of its model."""
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
-from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from loopmoe_train.cli.drawing import write_timeline, written
-from loopmoe_train.cli.numbers import short
+from loopmoe_train.cli.drawing import written
+from loopmoe_train.cli.explain import limits
+from loopmoe_train.cli.numbers import aligned, short
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused
 from loopmoe_train.sim import memory as peaks
 from loopmoe_train.sim import search as searching
 from loopmoe_train.sim.architecture import explore
-from loopmoe_train.sim.machine import GIB, Machine, machine_of, named
-from loopmoe_train.sim.memory import Held
-from loopmoe_train.sim.scripts import launch
+from loopmoe_train.sim.machine import GIB, Machine, machine_of
 from loopmoe_train.sim.search import Found, Scored
 from loopmoe_train.sim.space import Candidate
-from loopmoe_train.sim.step import Estimate, estimate, timeline
-from loopmoe_train.sim.techniques import using
-from loopmoe_train.sim.workload import Workload, workload_of
-from loopmoe_train.spec.placement import placement_of
-
-_MOST_DRAWN = 4  # micro-batches of a stage in a picture: then a schedule repeats itself
+from loopmoe_train.sim.step import Estimate
 
 # Settings of a layout: what is given on the command line is kept, the rest is searched.
 _LAYOUT = {
@@ -102,7 +94,7 @@ def report(
         "the trainer does not have all that --with names"
         if techniques
         else f"run the first: loopmoe train {_command(words, first)}",
-        *_limits(machine),
+        *limits(machine),
     ]
     if picture is not None:
         _draw(found, machine, picture, run.model.name)
@@ -146,12 +138,7 @@ def _table(best: Sequence[Scored]) -> List[str]:
              f"{e.bubble:.1%}", f"{e.peak_gib:.1f} GiB",
              _why(e, best[0].estimate) if number > 1 else ""]
         )  # fmt: skip
-    return _aligned(rows)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> List[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(f"{word:<{w}}" for word, w in zip(row, widths)).rstrip() for row in rows]
+    return aligned(rows)
 
 
 def _why(one: Estimate, best: Estimate) -> str:
@@ -161,19 +148,6 @@ def _why(one: Estimate, best: Estimate) -> str:
     if more[part] <= 0:
         return "the same"
     return f"{part} +{more[part] / best.seconds:.0%}"
-
-
-def _limits(machine: Machine) -> List[str]:
-    known = []
-    if machine.scale != 1.0:
-        known = [f"Times are scaled by {machine.scale:g} (cluster.efficiency.scale)."]
-    if machine.software:
-        known.append(f"Figures are of {machine.software}.")
-    return [
-        *known,
-        f"Rates are those of configs/cluster/{machine.name}.yaml; `loopmoe bench sim` says "
-        "how far such predictions are off.",
-    ]
 
 
 def _draw(found: Found, machine: Machine, picture: str, name: str) -> None:
@@ -244,13 +218,13 @@ def shapes(words: Sequence[str], top: int) -> Tuple[Dict[str, Any], str]:
         f"{len(found)} shapes with the parameters and FLOPs of {run.model.name} (within 3 %), on "
         f"{run.cluster.devices} x {machine.name}",
         "",
-        *_aligned(rows),
+        *aligned(rows),
         "",
         f"{run.model.name} itself is number {place}, {own.best.estimate.seconds:.3g} s"
         if own is not None
         else f"{run.model.name} itself does not fit",
         "Speed alone: what a shape learns is for a trial to say.",
-        *_limits(machine),
+        *limits(machine),
     ]
     return figures, "\n".join(lines)
 
@@ -258,147 +232,3 @@ def shapes(words: Sequence[str], top: int) -> Tuple[Dict[str, Any], str]:
 def _say(done: int, count: int) -> None:
     if sys.stderr.isatty():
         print(f"\r{done} of {count} shapes", end="", file=sys.stderr, flush=True)
-
-
-# -- one layout --------------------------------------------------------------------------------
-def explain(
-    words: Sequence[str],
-    techniques: Sequence[str] = (),
-    picture: Optional[str] = None,
-    trace_file: Optional[str] = None,
-) -> Tuple[Dict[str, Any], str]:
-    """Time and memory of the layout that ``words`` compose, part by part.
-
-    Args:
-        picture: a .png for the simulated timeline; ``trace_file``: for the same as a trace.
-
-    Raises:
-        Refused: the run cannot be, or a file cannot be written.
-    """
-    from loopmoe_train.config.compose import compose
-
-    run = compose(words)
-    machine = machine_of(run.cluster)
-    work = using(workload_of(run), techniques)
-    figures, text = explained(run.model.name, work, machine)
-    if picture is not None:
-        placement = placement_of(run)
-        micro = min(work.micro_batches, _MOST_DRAWN * work.stages)
-        title = f"{run.model.name} on {machine.name}"
-        found = timeline(work, machine, micro)
-        write_timeline(found, placement.iteration, title, "s", picture, trace_file, 1.0)
-        text += f"\nwrote {picture}" + (f" and {trace_file}" if trace_file else "")
-    return figures, text
-
-
-def of_script(
-    file: str, words: Sequence[str], techniques: Sequence[str]
-) -> Tuple[Dict[str, Any], str]:
-    """As :func:`explain`, of a Megatron or MindSpeed launch script.
-
-    Args:
-        words: ``cluster=NAME`` for another machine than the script tells, and options of the
-            script as NAME=VALUE, which win over its own.
-
-    Raises:
-        Refused: the script cannot be read or lacks something; one line with all that it lacks.
-    """
-    more: List[str] = []
-    preset = ""
-    for word in words:
-        name, _, value = word.partition("=")
-        if name == "cluster":
-            preset = value
-        elif "." in name:
-            raise Refused(
-                f"{word}: with --script only cluster=NAME and options of the script count",
-                "as vocab-size=32000, or nnodes=4 for another number of devices",
-            )
-        else:
-            more += [f"--{name.replace('_', '-')}", *([value] if value else [])]
-    try:
-        script = launch.load(Path(file), dict(os.environ), more)
-        work = using(launch.workload_of_script(script), techniques)
-    except Refused as error:
-        hint = "options may be added to the command, as vocab-size=32000"
-        raise Refused(error.what, f"{error.fix}; {hint}") from error
-    machine = machine_of(named(preset or script.preset or "ascend_a2"))
-    figures, text = explained(script.name, work, machine)
-    figures["not_simulated"] = list(script.unused)
-    notes = []
-    if not preset and not script.preset:
-        notes.append("The script does not tell its hardware: ascend_a2 is assumed, cluster=NAME")
-    if script.unused:
-        notes.append(f"Not simulated: {', '.join(script.unused)}")
-    if script.lost:
-        notes.append(f"Bash passes none of these on: {', '.join(script.lost)}")
-    return figures, "\n".join([text, *notes])
-
-
-def explained(name: str, work: Workload, machine: Machine) -> Tuple[Dict[str, Any], str]:
-    """As :func:`explain`, of a workload.
-
-    Raises:
-        Refused: the machine does not have its precision.
-    """
-    if work.precision not in machine.peak:
-        raise Refused(
-            f"{machine.name} has no {work.precision}",
-            f"another cluster=..., or cluster.peak_tflops_{work.precision}=...",
-        )
-    found = estimate(work, machine)
-    grid, peak = work.grid, machine.peak[work.precision]
-    flops = work.shape.train_flops(work.sequence) * work.tokens
-    mfu = flops / grid.world / found.seconds / peak
-    rate = work.tokens / found.seconds
-    figures = {
-        "step_s": found.seconds,
-        "tokens_per_s": rate,
-        "mfu": mfu,
-        "bubble_share": found.bubble,
-        "parts_s": found.parts,
-        "memory_bytes": [vars(one) for one in found.memory],
-        "peak_gib": found.peak_gib,
-        "room_gib": peaks.room(work, machine) / GIB,
-        "fits": found.peak <= peaks.room(work, machine),
-    }
-    lines = [
-        f"{name} on {grid.world} x {machine.name}: TP {grid.tensor}, CP {grid.context}, "
-        f"PP {grid.pipeline} x {work.chunks} chunks, DP {grid.data}, EP {grid.expert}, "
-        f"ETP {grid.expert_tensor}; {work.micro_batches} micro-batches of {work.micro_batch} "
-        f"x {work.sequence} tokens",
-        "",
-        f"step {found.seconds:.4g} s, {short(rate)} tokens/s, "
-        f"{rate / grid.world:.4g} per device, MFU {mfu:.1%} "
-        f"(causal attention, recomputation not counted), bubble {found.bubble:.1%}",
-    ]
-    width = max(len(part) for part in found.parts)
-    lines += [
-        f"  {part:<{width}}  {seconds:9.4f} s  {seconds / found.seconds:6.1%}"
-        for part, seconds in found.parts.items()
-        if abs(seconds) > 5e-5 * found.seconds
-    ]
-    if found.coverage is not None:
-        figures["measured_share"] = found.coverage.share
-        lines += ["", f"table: {found.coverage}"]
-    lines += ["", *_stages(found.memory)]
-    verdict = "fits" if figures["fits"] else "DOES NOT FIT"
-    lines += ["", f"{verdict}: {found.peak_gib:.1f} GiB; {peaks.describe(work, machine)}"]
-    return figures, "\n".join([*lines, *_limits(machine)])
-
-
-def _stages(memory: Sequence[Held]) -> List[str]:
-    """Memory per stage; equal neighbours in one line."""
-    parts = ("weights", "gradients", "states", "activations", "transient")
-    rows = [["GiB on a rank of stage", *parts, "in all"]]
-    cells = [
-        [f"{getattr(one, part) / GIB:.2f}" for part in parts] + [f"{one.total / GIB:.2f}"]
-        for one in memory
-    ]
-    first = 0
-    for stage in range(len(cells)):
-        if stage + 1 == len(cells) or cells[stage + 1] != cells[first]:
-            label = str(first) if first == stage else f"{first} to {stage}"
-            rows.append([label, *cells[first]])
-            first = stage + 1
-    return _aligned(rows)

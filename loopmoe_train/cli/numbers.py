@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import List, Sequence
+
 
 def short(value: float) -> str:
     """Four digits and a unit: 3.182B; ``-`` for nothing."""
@@ -9,3 +11,9 @@ def short(value: float) -> str:
         if value >= size:
             return f"{value / size:#.4g}{unit}"
     return f"{value:.4g}" if value else "-"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> List[str]:
+    """Lines of a table whose columns stand under one another."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(f"{word:<{w}}" for word, w in zip(row, widths)).rstrip() for row in rows]

@@ -88,7 +88,7 @@ def run(argv: List[str]) -> int:
         raise Refused(f"--top {given.top}: must be at least 1", "e.g. --top 10")
     if given.trace is not None and given.draw is None:
         raise Refused("--trace is for --draw", "add --draw FILE.png")
-    from loopmoe_train.cli import layouts
+    from loopmoe_train.cli import explain, layouts
     from loopmoe_train.cli.auto import searched, with_dispatcher
 
     techniques = [name for word in given.techniques for name in word.split(",") if name]
@@ -101,9 +101,9 @@ def run(argv: List[str]) -> int:
     elif given.shapes:
         report, text = layouts.shapes(searched(given.settings), given.top)
     elif given.script is not None:
-        report, text = layouts.of_script(given.script, given.settings, techniques)
+        report, text = explain.of_script(given.script, given.settings, techniques)
     elif given.explain:
-        report, text = layouts.explain(
+        report, text = explain.explain(
             with_dispatcher(given.settings), techniques, given.draw, given.trace
         )
     elif given.draw is not None:

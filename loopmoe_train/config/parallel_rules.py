@@ -6,13 +6,12 @@ from typing import Iterator, Tuple
 
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.spec.batch import micro_batches
+from loopmoe_train.spec.exchange import TWO_LEVEL, fills_nodes
 from loopmoe_train.spec.grid import grid_of
 from loopmoe_train.spec.placement import Placement, feasible
 from loopmoe_train.spec.visits import conditioned
 
 Problems = Iterator[str]
-
-TWO_LEVEL = ("hierarchical", "deduplicated")  # dispatchers
 
 
 def ranks(config: RunConfig) -> Problems:
@@ -115,7 +114,7 @@ def exchange(config: RunConfig) -> Problems:
             f"model.moe.dispatcher={kind} needs parallel.expert_tensor_parallel_size=1: spread the "
             "experts over more ranks instead (expert_parallel_size)"
         )
-    if experts <= node or experts % node:
+    if not fills_nodes(experts, node):
         yield (
             f"model.moe.dispatcher={kind} is for experts that span whole nodes: "
             f"parallel.expert_parallel_size={experts} is no multiple of 2 or more of "

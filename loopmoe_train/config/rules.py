@@ -15,13 +15,12 @@ from typing import Any, Callable, List, Sequence
 from loopmoe_train.config import model_rules, parallel_rules
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused
+from loopmoe_train.spec.exchange import DISPATCHERS
 from loopmoe_train.spec.grid import grid_of
 
 Problems = model_rules.Problems
 
 RECOMPUTE_MODULES = ("core_attn", "moe", "mlp", "mla_up_proj", "shared_experts")
-
-DISPATCHERS = ("alltoall", "allgather", *parallel_rules.TWO_LEVEL)
 
 _CHOICES = {
     "precision": ("fp32", "bf16"),

@@ -9,13 +9,13 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
-from loopmoe_train.config.parallel_rules import TWO_LEVEL
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.device.accelerator import accel
 from loopmoe_train.errors import RunFailed
 from loopmoe_train.moe.dispatch import levels
 from loopmoe_train.parallel.environment import place
 from loopmoe_train.parallel.rendezvous import default_to_loopback, store
+from loopmoe_train.spec.exchange import TWO_LEVEL
 from loopmoe_train.spec.placement import placement_of
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
-from loopmoe_train.config.parallel_rules import TWO_LEVEL
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.sim import memory
 from loopmoe_train.sim.machine import Machine
 from loopmoe_train.sim.stage import Placed, Stages
 from loopmoe_train.sim.techniques import SAVING, using
 from loopmoe_train.sim.workload import Memory, Workload, workload_of
+from loopmoe_train.spec.exchange import TWO_LEVEL, fills_nodes
 from loopmoe_train.spec.grid import Grid
 from loopmoe_train.spec.placement import placement_of
 
@@ -219,10 +219,8 @@ class Space:
         return ("alltoall", *self._two_level(cut))
 
     def _two_level(self, cut: Candidate) -> Sequence[str]:
-        """Exchanges for experts that span whole nodes, as ``config/parallel_rules.py`` has it."""
-        node = self.run.cluster.devices_per_node
-        spans = cut.expert_tensor == 1 and cut.expert > node and cut.expert % node == 0
-        return TWO_LEVEL if spans else ()
+        whole = fills_nodes(cut.expert, self.run.cluster.devices_per_node)
+        return TWO_LEVEL if whole and cut.expert_tensor == 1 else ()
 
     def _axis(self, name: str, values: Sequence[int]) -> Sequence[int]:
         told = self.fixed.get(_setting(name))

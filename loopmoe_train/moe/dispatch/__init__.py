@@ -13,7 +13,7 @@ from megatron.core.transformer.moe.token_dispatcher import (
 from loopmoe_train.moe.dispatch.flat import AllToAllDispatcher
 from loopmoe_train.moe.dispatch.two_level import DeduplicatedDispatcher, HierarchicalDispatcher
 
-DISPATCHERS = {
+_CLASSES = {
     "alltoall": AllToAllDispatcher,
     "allgather": MoEAllGatherTokenDispatcher,
     "hierarchical": HierarchicalDispatcher,
@@ -29,6 +29,6 @@ def dispatcher_of(
     Args:
         groups: core's collection of process groups; None: those of the job's layout.
     """
-    kind = DISPATCHERS[config.loopmoe.moe.dispatcher]
+    kind = _CLASSES[config.loopmoe.moe.dispatcher]
     groups = groups or get_default_pg_collection()
     return kind(num_local_experts, local_expert_indices, config=config, pg_collection=groups)

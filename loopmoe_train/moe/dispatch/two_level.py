@@ -7,6 +7,7 @@ are all that the node has; they differ in how tokens get between nodes.
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from types import SimpleNamespace
 from typing import Any, Tuple
 
@@ -29,7 +30,7 @@ from loopmoe_train.moe.dispatch.flat import AllToAllDispatcher
 from loopmoe_train.moe.dispatch.traffic import crossing
 
 
-class _TwoLevelDispatcher(MoETokenDispatcher):
+class _TwoLevelDispatcher(MoETokenDispatcher, ABC):
     """What both have in common. N nodes of the expert-parallel group, En experts on each."""
 
     def __init__(
@@ -106,16 +107,19 @@ class _TwoLevelDispatcher(MoETokenDispatcher):
         return out
 
     # -- what differs ----------------------------------------------------------------------
+    @abstractmethod
     def _prepared(
         self, x_TH: Tensor, map_TNE: Tensor, beside_TNE2: Tensor
     ) -> Tuple[Tensor, Tensor]:
-        raise NotImplementedError
+        """What is sent between nodes, and what goes beside each row of it."""
 
+    @abstractmethod
     def _across(self, rows: Tensor, beside: Tensor) -> Tuple[Tensor, Tensor]:
-        raise NotImplementedError
+        """Send them to the ranks of equal place."""
 
+    @abstractmethod
     def _back(self, rows: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Return a node's sums to the ranks of their tokens."""
 
     def _summed(self, rows: Tensor) -> Tensor:
         return rows
