@@ -21,6 +21,7 @@ from typing import Any, Dict, List, Optional
 
 from loopmoe_train.config.run_file import run_dir
 from loopmoe_train.config.schema import RunConfig
+from loopmoe_train.device import environment
 from loopmoe_train.errors import Interrupted, LoopMoEError, RankLost, RunFailed
 from loopmoe_train.files import write_text
 from loopmoe_train.launcher import local, wrapped
@@ -133,15 +134,7 @@ def _reached(fault: Fault) -> int:
 
 def _shared_variables(run: RunConfig) -> Dict[str, str]:
     """Environment that every rank gets, whatever starts it."""
-    variables = dict(
-        # megatron.core is ported to a device when it is imported, before run.yaml is read.
-        LOOPMOE_DEVICE=run.cluster.device,
-        OMP_NUM_THREADS=str(run.launcher.threads_per_rank),
-        PYTHONUNBUFFERED="1",
-    )
-    if sys.platform.startswith("linux"):
-        variables["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
-    return variables
+    return environment.for_ranks(run, os.environ)
 
 
 class _Attempt:
