@@ -1,18 +1,19 @@
-"""The environment of this process and the rank table it names, as `device/` judges them."""
+"""The environment of this process, as `device/` judges it."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import List, Mapping
+from typing import List, Mapping, Optional
 
-from loopmoe_train.config.schema import ClusterConfig
+from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.device import environment as table
 from loopmoe_train.doctor.check import Check, of_problem, passed
 
 
-def variables(environment: Mapping[str, str], device: str) -> List[Check]:
+def variables(
+    environment: Mapping[str, str], device: str, run: Optional[RunConfig] = None
+) -> List[Check]:
     """Every complaint of the environment table; one PASS if there is none."""
-    found = table.problems(environment, device)
+    found = table.problems(environment, device, run)
     if found:
         return [of_problem("environment/variables", one) for one in found]
     return [passed("environment/variables", "nothing misspelt, malformed or contradictory")]

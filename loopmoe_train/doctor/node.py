@@ -94,7 +94,7 @@ def _software(run: RunConfig, machine: Machine) -> List[Look]:
         ("versions/matrix", lambda: versions.versions(found, device)),
         ("versions/trees", lambda: versions.trees(machine.path)),
         ("cann/libraries", lambda: cann.cann(variables, device, torch_npu)),
-        ("environment/variables", lambda: environment.variables(variables, device)),
+        ("environment/variables", lambda: environment.variables(variables, device, run)),
     ]
     if device == "npu":
         looks += [
