@@ -1,4 +1,4 @@
-"""``loopmoe doctor``: what is wrong with this machine, this cluster, this run, and how to fix it."""
+"""``loopmoe doctor``: what is wrong with this machine, cluster or run; and the fix."""
 
 from __future__ import annotations
 
@@ -79,11 +79,11 @@ def parser(prog: str) -> argparse.ArgumentParser:
     add("--cluster", action="store_true", help="start ranks here and examine them together")
     add("--postmortem", metavar="RUN", help="a run folder that a crash has left")
     add("--json", metavar="FILE", nargs="?", const="-",
-        help="write the results there as JSON; without FILE: to stdout, instead of the table")  # fmt: skip
+        help="write the results as JSON; without FILE to stdout, instead of the table")  # fmt: skip
     return found
 
 
-def json_target(given: argparse.Namespace) -> "tuple[Optional[str], List[str]]":
+def json_target(given: argparse.Namespace) -> tuple[Optional[str], List[str]]:
     """Where JSON goes ("-": stdout, None: nowhere), and the settings.
 
     ``--json steps=3`` names no file: the word is a setting.
@@ -114,7 +114,7 @@ def write(content: Any, target: Optional[str]) -> None:
             raise Refused(f"--json {target}: {error.strerror}", "name another file") from error
 
 
-def _node(settings: List[str], quick: bool) -> "List[Any]":
+def _node(settings: List[str], quick: bool) -> List[Any]:
     from loopmoe_train.cli.auto import resolve
     from loopmoe_train.config.compose import compose_unchecked
     from loopmoe_train.doctor import node
@@ -124,11 +124,12 @@ def _node(settings: List[str], quick: bool) -> "List[Any]":
     return node.quick(run, machine) if quick else node.node(run, machine)
 
 
-def _cluster(settings: List[str]) -> "List[Any]":
+def _cluster(settings: List[str]) -> List[Any]:
     from loopmoe_train.cli.auto import resolve
     from loopmoe_train.config.compose import compose
     from loopmoe_train.config.run_file import run_dir, save
     from loopmoe_train.doctor.check import failed, parse
+    from loopmoe_train.launcher.cause import AGAIN
     from loopmoe_train.launcher.supervise import launch
     from loopmoe_train.train.claim import claim
 
@@ -146,6 +147,6 @@ def _cluster(settings: List[str]) -> "List[Any]":
         lost = error
     checks = parse(json.loads(found.read_text())) if found.is_file() else []
     if lost is not None and not any(one.fix and one.reason in lost.what for one in checks):
-        fix = lost.fix or f"see {run_dir(config)}/logs"
+        fix = lost.fix.removesuffix(f"; {AGAIN}") or f"see {run_dir(config)}/logs"
         checks.append(failed("cluster/meeting", lost.what, fix))
     return checks

@@ -1,6 +1,6 @@
 """One rank of an examination of all.
 
-  python -m loopmoe_train.doctor RUN/run.yaml                    as `loopmoe doctor --cluster` starts it
+  python -m loopmoe_train.doctor RUN/run.yaml    as `loopmoe doctor --cluster` starts it
   torchrun ... -m loopmoe_train.doctor [--json FILE] [setting=value ...]
   mpirun ... python -m loopmoe_train.doctor [--json FILE] [setting=value ...]
 
@@ -37,7 +37,9 @@ def compose(words: List[str]) -> RunConfig:
     from loopmoe_train.config.compose import compose
 
     world = place().world
-    return compose(["name=doctor", "launcher.timeout_minutes=1", *words, f"cluster.devices={world}"])
+    return compose(
+        ["name=doctor", "launcher.timeout_minutes=1", *words, f"cluster.devices={world}"]
+    )
 
 
 def examine(run: RunConfig, target: Optional[str]) -> None:

@@ -54,7 +54,8 @@ CHECKS: Dict[str, str] = {
     "device/fallback": "operators that an NPU gave back to the processor while the ops ran",
     # all ranks together
     "cluster/meeting": "every rank comes to the store in time; who does not is named",
-    "cluster/groups": "a sum in every group of the layout, axis by axis; who does not come is named",
+    "cluster/groups": "a right sum in every group of the layout, axis by axis; who does not come "
+    "is named",
     "cluster/clocks": "clocks of the hosts against that of the first rank's",
     "cluster/software": "the same versions on every host",
     "cluster/settings": "the same composed run on every host",

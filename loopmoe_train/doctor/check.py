@@ -73,7 +73,7 @@ def of_problem(name: str, problem: Problem) -> Check:
 
 
 def look(name: str, check: Callable[[], Iterable[Check]]) -> List[Check]:
-    """What ``check`` finds; what it raises is a FAIL of ``name``: one broken check hides no other."""
+    """What ``check`` finds; what it raises is a FAIL of ``name``, so that it hides no other."""
     try:
         return list(check())
     except LoopMoEError as error:

@@ -33,7 +33,7 @@ def checkpoint(run: RunConfig) -> Iterator[Check]:
         except Refused as error:
             older = number + 1 < len(folders)
             fix = (
-                "nothing to do: the run goes on from the whole one below; it costs the steps between"
+                "nothing to do: the run goes on from the whole one below, and makes the steps anew"
                 if older
                 else "restore it from a copy, checkpoint.resume=none name=ANOTHER, or delete it: "
                 f"rm -r {folder}"

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import socket
 import time
-from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.distributed as dist
 
-from loopmoe_train.config.run_file import dump
 from loopmoe_train.config.schema import RunConfig
-from loopmoe_train.data.dataset import load_dataset
 from loopmoe_train.device.accelerator import accel
-from loopmoe_train.doctor import device, links, node, rates, versions
-from loopmoe_train.doctor.check import Check, failed, look, parse, passed, report, warned
+from loopmoe_train.doctor import alike, device, links, node, rates
+from loopmoe_train.doctor.check import Check, failed, look, passed, report
 from loopmoe_train.doctor.meeting import START, Meeting, Missing
-from loopmoe_train.errors import Refused
 from loopmoe_train.parallel.environment import Place
 from loopmoe_train.parallel.rendezvous import default_to_loopback
 from loopmoe_train.spec.grid import ATTENTION, EXPERTS, Grid, grid_of
 
-_SKEW_S = 1.0
 _PINGS = 5
 Say = Callable[[str], None]
 
@@ -69,6 +62,8 @@ class Examination:
             self._groups()
             self._links()
             self._rates()
+        except _Over:
+            return
         except Missing as missing:
             name = "cluster/meeting" if not self.checks_of("cluster/meeting") else "cluster/groups"
             self.checks.append(failed(name, missing.what, missing.fix))
@@ -91,8 +86,7 @@ class Examination:
         hosts = self._all("host", self.host)
         self.hosts: List[str] = hosts
         if not self.here.rank:
-            count = len(set(hosts))
-            what = f"{self.here.world} ranks of {count} {'host' if count == 1 else 'hosts'} came"
+            what = f"{self.here.world} ranks of {alike.count(hosts)} came"
             self.checks.append(passed("cluster/meeting", what))
         self.say(START)
 
@@ -102,10 +96,10 @@ class Examination:
         if not self.here.local_rank:
             machine = node.machine_of(self.run, self.here.local_world)
             own = node.of_host(self.run, machine)
-        told = self._all("facts", facts(self.run) | {"checks": report(own)["checks"]})
+        told = self._all("facts", alike.facts(self.run) | {"checks": report(own)["checks"]})
         if told:
-            found = compared(told, self.hosts)
-            self.checks = [*merged(told, self.hosts), *self.checks, *found]
+            found = alike.compared(told, self.hosts)
+            self.checks = [*alike.merged(told, self.hosts), *self.checks, *found]
         self.say("facts")
 
     def _clocks(self) -> None:
@@ -128,7 +122,7 @@ class Examination:
         self.meeting.come("clocks", self.everybody)
         if self.here.rank == 0:
             offsets = {self.hosts[rank]: self.meeting.told("clock", rank) for rank in firsts[1:]}
-            self.checks.append(clocks(offsets, self.host))
+            self.checks.append(alike.clocks(offsets, self.host))
         self.say("clocks")
 
     def _firsts(self) -> List[int]:
@@ -146,10 +140,10 @@ class Examination:
         there = look("device/present", lambda: [device.present(self.run, self.here.local_rank)])
         told = self._all("device", report(there)["checks"])
         if told:
-            found = [(self.hosts[rank], Check(**one)) for rank, ones in enumerate(told) for one in ones]
-            self.checks += folded(found)
-        if there[0].fix:
-            raise Refused(there[0].reason, there[0].fix)
+            self.checks += alike.merged([{"checks": one} for one in told], self.hosts)
+            self.meeting.tell("all computes", not any(one[0]["fix"] for one in told))
+        if not self.meeting.told("all computes", 0):
+            raise _Over  # what stays to be seen needs the devices of all
         default_to_loopback(self.here)
         self.meeting.come("join", self.everybody)
         with self._together("join", self.everybody):
@@ -179,7 +173,7 @@ class Examination:
             what = f"right sums in the groups of {', '.join(done)}"
             self.checks.append(passed("cluster/groups", what))
 
-    def _together(self, stage: str, ranks: Sequence[int]) -> "_Together":
+    def _together(self, stage: str, ranks: Sequence[int]) -> _Together:
         return _Together(self.meeting, stage, ranks)
 
     def _group(self, ranks: Sequence[int]) -> dist.ProcessGroup:
@@ -221,6 +215,10 @@ class Examination:
         self.say("ranks")
 
 
+class _Over(Exception):
+    """There is nothing left that could be examined."""
+
+
 class _Together:
     """A collective of some ranks: told when it is passed, examined when it fails."""
 
@@ -245,102 +243,3 @@ def axes(grid: Grid) -> List[Tuple[str, int]]:
         if len(ranks) > 1:
             found.setdefault(ranks, (axis, len(ranks)))
     return list(found.values())
-
-
-def facts(run: RunConfig) -> Dict[str, Any]:
-    """What must be alike everywhere: versions, a hash of the settings, the dataset."""
-    import os
-    import sys
-
-    software = versions.installed(sys.path)
-    software["cann"] = versions.cann_version(os.environ)
-    # Names and places may differ; what is trained may not.
-    settings = asdict(run)
-    del settings["name"], settings["runs_dir"], settings["launcher"]
-    text = dump(run) if not settings else repr(settings)
-    folders = [m.path for m in run.data.mixture] or [run.data.path]
-    data = [load_dataset(Path(folder)) for folder in (*folders, *run.data.validation)]
-    return {
-        "software": {name: version for name, version in software.items() if version},
-        "settings": hashlib.sha256(text.encode()).hexdigest()[:16],
-        "data": [one.fingerprint[:16] if one else "not prepared" for one in data],
-    }
-
-
-def compared(told: Sequence[Dict[str, Any]], hosts: Sequence[str]) -> List[Check]:
-    """What of the facts differs between ranks; who differs from most is named."""
-    fixes = {
-        "software": "install the same everywhere: start all nodes from one image, or pip install "
-        "-c constraints.txt",
-        "settings": "use the same checkout and the same command on every node: git rev-parse HEAD",
-        "data": "copy the dataset's folder of the first rank to those hosts: rsync -a",
-    }
-    found = []
-    for name, fix in fixes.items():
-        texts = [repr(one[name]) for one in told]
-        usual = Counter(texts).most_common(1)[0][0]
-        others = {hosts[rank]: one[name] for rank, one in enumerate(told) if texts[rank] != usual}
-        shown = told[texts.index(usual)][name]
-        if not others:
-            found.append(passed(f"cluster/{name}", f"alike on {len(set(hosts))} hosts: {_words(shown)}"))
-            continue
-        differ = "; ".join(f"{host}: {_difference(one, shown)}" for host, one in others.items())
-        found.append(failed(f"cluster/{name}", differ[:400], fix))
-    return found
-
-
-def _words(fact: Any) -> str:
-    if isinstance(fact, dict):
-        return ", ".join(f"{name} {version}" for name, version in fact.items())
-    return ", ".join(fact) if isinstance(fact, list) else str(fact)
-
-
-def _difference(fact: Any, usual: Any) -> str:
-    if isinstance(fact, dict):
-        names = [name for name in sorted({*fact, *usual}) if fact.get(name) != usual.get(name)]
-        return ", ".join(f"{n} {fact.get(n)} (elsewhere {usual.get(n)})" for n in names)
-    return f"{_words(fact)} (elsewhere {_words(usual)})"
-
-
-def clocks(offsets: Dict[str, Sequence[float]], first: str) -> Check:
-    """Offsets by host, as (round trip, offset) in seconds, against the first rank's host."""
-    if not offsets:
-        return passed("cluster/clocks", f"one host, {first}")
-    off = {host: skew for host, (trip, skew) in offsets.items() if abs(skew) - trip / 2 > _SKEW_S}
-    if off:
-        told = ", ".join(f"{host} is {skew:+.1f} s" for host, skew in off.items())
-        return warned(
-            "cluster/clocks", f"{told} off {first}: logs cannot be put in order",
-            f"sudo chronyc makestep on {', '.join(off)}",
-        )  # fmt: skip
-    most = max(abs(skew) for _, skew in offsets.values())
-    return passed("cluster/clocks", f"{len(offsets) + 1} hosts within {most:.2f} s")
-
-
-def merged(told: Sequence[Dict[str, Any]], hosts: Sequence[str]) -> List[Check]:
-    """What one rank of every host found there, each finding once."""
-    pairs = [
-        (hosts[rank], one)
-        for rank, said in enumerate(told)
-        for one in parse({"checks": said["checks"]})
-    ]
-    return folded(pairs)
-
-
-def folded(pairs: Sequence[Tuple[str, Check]]) -> List[Check]:
-    """Checks of many hosts: one line for what all passed, each finding with its hosts."""
-    found: List[Check] = []
-    for name in dict.fromkeys(check.name for _, check in pairs):
-        wrong: Dict[Check, List[str]] = {}
-        for host, check in pairs:
-            if check.name == name and check.fix:
-                wrong.setdefault(check, []).append(host)
-        for check, where in wrong.items():
-            on = ", ".join(dict.fromkeys(where))
-            found.append(Check(name, check.status, f"{on}: {check.reason}", check.fix))
-        if not wrong:
-            first = next(check for _, check in pairs if check.name == name)
-            hosts = dict.fromkeys(host for host, _ in pairs)
-            more = f" (and on {len(hosts) - 1} more hosts)" if len(hosts) > 1 else ""
-            found.append(passed(name, first.reason + more))
-    return found

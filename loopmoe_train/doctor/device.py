@@ -52,6 +52,8 @@ def present(run: RunConfig, local_rank: int = 0) -> Check:
         Refused: it is not there.
     """
     select(run.cluster.device)
+    if run.cluster.device == "cpu":
+        torch.set_num_threads(run.launcher.threads_per_rank)  # as in training
     accel.set_device(local_rank)
     here = accel.torch_device(local_rank) if accel.device_type != "cpu" else torch.device("cpu")
     total = float(torch.ones(1000, device=here).sum())

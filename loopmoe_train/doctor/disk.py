@@ -30,7 +30,7 @@ def existing(folder: Path) -> Path:
 
 
 def run_folder(folder: Path, one: float, keep: int) -> Check:
-    """Room for checkpoints of ``one`` bytes, of which ``keep`` stay (0: all) while one is written."""
+    """Room for checkpoints of ``one`` bytes: ``keep`` stay (0: all) while one is written."""
     free = _free(folder)
     what = (
         f"{free / _GIB:.1f} GiB free at {existing(folder)}; a checkpoint has about "

@@ -1,4 +1,7 @@
-"""The NPU driver as a container sees it: device files, mounts, npu-smi. Never run on an NPU by us."""
+"""The NPU driver as a container sees it: device files, mounts, npu-smi.
+
+Never run on an NPU by us.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Iterator, List, Mapping
+from typing import Iterator, List, Mapping, Sequence
 
 from loopmoe_train.doctor.check import Check, failed, passed, warned
 
@@ -62,7 +65,7 @@ def devices(dev: Path, needed: int, environment: Mapping[str, str]) -> Iterator[
         yield passed("driver/managers", f"{', '.join(MANAGERS)} in {dev}")
 
 
-def _closed(dev: Path, names: "List[str] | tuple[str, ...]") -> List[str]:
+def _closed(dev: Path, names: Sequence[str]) -> List[str]:
     """Those that are there and may not be used by this user."""
     return [
         name for name in names

@@ -94,7 +94,9 @@ def threads(environment: Mapping[str, str], limits: Limits, ranks: int) -> Check
     fits = max(1, int(limits.processors // ranks))
     if not value.isdigit() or int(value) < 1:
         return failed(
-            "host/threads", f"OMP_NUM_THREADS={value}: not a number", f"export OMP_NUM_THREADS={fits}"
+            "host/threads",
+            f"OMP_NUM_THREADS={value}: not a number",
+            f"export OMP_NUM_THREADS={fits}",
         )
     total = int(value) * ranks
     what = f"OMP_NUM_THREADS={value} of {ranks} ranks on {limits.processors:g} processors"
@@ -143,7 +145,7 @@ def clock(folder: Path, installed: Path, now: float) -> Check:
     return passed("host/clock", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now)))
 
 
-def build_locks(folders: "list[Path]", now: float) -> Iterator[Check]:
+def build_locks(folders: list[Path], now: float) -> Iterator[Check]:
     """Locks of builds of torch extensions: a killed build leaves its own, the next waits forever.
 
     Args:
@@ -166,7 +168,7 @@ def build_locks(folders: "list[Path]", now: float) -> Iterator[Check]:
         )
 
 
-def extension_folders(environment: Mapping[str, str]) -> "list[Path]":
+def extension_folders(environment: Mapping[str, str]) -> list[Path]:
     """Where torch builds extensions."""
     named = environment.get("TORCH_EXTENSIONS_DIR")
     cache = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"

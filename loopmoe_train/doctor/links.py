@@ -1,4 +1,4 @@
-"""Bandwidth of the collectives on every tier of the network, and rates of ranks beside one another."""
+"""Bandwidth of the collectives on every tier of the network; rates of ranks beside one another."""
 
 from __future__ import annotations
 

@@ -121,7 +121,9 @@ class Meeting:
         )
         hosts = sorted({self._host(rank) for rank in late} - {""})
         there = f"on {', '.join(hosts)}" if hosts else "on the machine where they should run"
-        fix = f"look {there}: ps aux | grep loopmoe_train; then that machine's dmesg, and its network"
+        fix = (
+            f"look {there}: ps aux | grep loopmoe_train; then that machine's dmesg, and its network"
+        )
         return Missing(late, world, what, fix)
 
     def _where(self, rank: int) -> str:

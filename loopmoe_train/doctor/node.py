@@ -22,8 +22,10 @@ from loopmoe_train.doctor import (
     host,
     limits,
     network,
-    run as whole_run,
     versions,
+)
+from loopmoe_train.doctor import (
+    run as whole_run,
 )
 from loopmoe_train.doctor.check import FAIL, Check, look
 

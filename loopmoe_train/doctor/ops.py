@@ -8,9 +8,17 @@ from typing import Any, Callable, Dict, Iterator, List
 import torch
 from torch import Tensor
 
-from loopmoe_kernels import adaln_norm, causal_attention, combine, dispatch_index
-from loopmoe_kernels import expert_major_index, permute, rms_norm, router_topk
-from loopmoe_kernels import weighted_swiglu
+from loopmoe_kernels import (
+    adaln_norm,
+    causal_attention,
+    combine,
+    dispatch_index,
+    expert_major_index,
+    permute,
+    rms_norm,
+    router_topk,
+    weighted_swiglu,
+)
 from loopmoe_kernels.adaln_norm import cases as adaln_cases
 from loopmoe_kernels.adaln_norm import reference as adaln_definition
 from loopmoe_kernels.causal_attention import cases as attention_cases
@@ -75,9 +83,7 @@ def errors(call: Call, device: torch.device) -> List[str]:
 
 def differs_from_itself(call: Call, device: torch.device) -> bool:
     """Whether the op gives other bits when it is called again."""
-    first, second = (
-        _results(call.ours, call.inputs, lambda x: x.to(device)) for _ in range(2)
-    )
+    first, second = (_results(call.ours, call.inputs, lambda x: x.to(device)) for _ in range(2))
     return any(not torch.equal(first[name], second[name]) for name in first)
 
 
@@ -162,7 +168,7 @@ def _router() -> Iterator[Call]:
         )  # fmt: skip
 
 
-def _like(bias: "Tensor | None", x: Tensor) -> "Tensor | None":
+def _like(bias: Tensor | None, x: Tensor) -> Tensor | None:
     return None if bias is None else bias.to(x.device)
 
 

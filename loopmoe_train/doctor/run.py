@@ -69,7 +69,8 @@ def data(run: RunConfig, whole: bool) -> Iterator[Check]:
     for info in infos:
         strange = _tokenizer(run, info, alone=not run.data.mixture)
         yield strange or passed(
-            "run/tokenizer", f"{info.path}: {info.tokenizer_fingerprint[:12]}, {info.vocab_size} ids"
+            "run/tokenizer",
+            f"{info.path}: {info.tokenizer_fingerprint[:12]}, {info.vocab_size} ids",
         )
         if strange is None:
             yield from look("run/data", lambda info=info: [_dataset(info, whole)])  # type: ignore[misc]

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import time
 import traceback
@@ -143,6 +144,7 @@ def _tell(error: LoopMoEError, lost_peer: bool) -> int:
         exit_code=error.exit_code,
         lost_peer=lost_peer,
         time=time.time(),
+        host=socket.gethostname(),
     )
     scratch = os.environ.get("LOOPMOE_SCRATCH")
     if scratch:
