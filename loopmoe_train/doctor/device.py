@@ -13,7 +13,7 @@ from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.device.accelerator import accel, select
 from loopmoe_train.doctor import ops, rates
 from loopmoe_train.doctor.check import Check, failed, look, passed, warned
-from loopmoe_train.doctor.run import simulated_bytes
+from loopmoe_train.doctor.training import simulated_bytes
 from loopmoe_train.errors import Refused
 from loopmoe_train.sim.machine import GIB, machine_of
 

@@ -112,7 +112,11 @@ def _owner(number: int) -> str:
     """Who listens, if this user may know."""
     try:
         for one in psutil.net_connections("inet"):
-            if one.status == psutil.CONN_LISTEN and one.laddr[1] == number and one.pid:
+            if (
+                one.status == psutil.CONN_LISTEN
+                and getattr(one.laddr, "port", None) == number
+                and one.pid
+            ):
                 return f" by process {one.pid} ({psutil.Process(one.pid).name()})"
     except psutil.Error:
         pass

@@ -22,10 +22,8 @@ from loopmoe_train.doctor import (
     host,
     limits,
     network,
+    training,
     versions,
-)
-from loopmoe_train.doctor import (
-    run as whole_run,
 )
 from loopmoe_train.doctor.check import FAIL, Check, look
 
@@ -139,9 +137,9 @@ def _host(run: RunConfig, machine: Machine) -> List[Look]:
 
 
 def _run(run: RunConfig, whole: bool) -> List[Look]:
-    found = whole_run.settings(run)
+    found = training.settings(run)
     looks: List[Look] = [("run/config", lambda: found)]
     if all(one.status != FAIL for one in found):
-        looks.append(("run/memory", lambda: [whole_run.memory(run)]))
-        looks.append(("run/data", lambda: whole_run.data(run, whole)))
+        looks.append(("run/memory", lambda: [training.memory(run)]))
+        looks.append(("run/data", lambda: training.data(run, whole)))
     return looks

@@ -74,8 +74,10 @@ def data(run: RunConfig, whole: bool) -> Iterator[Check]:
         )
         if strange is None:
             yield from look("run/data", lambda info=info: [_dataset(info, whole)])  # type: ignore[misc]
-    yield from _steps(run, mixture)
-    yield from _vocabulary(run, mixture)
+    fits = _vocabulary(run, mixture)
+    yield from fits
+    if not fits[0].fix:
+        yield from _steps(run, mixture)
 
 
 def _opened(run: RunConfig) -> Optional[Mixture]:
