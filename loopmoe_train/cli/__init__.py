@@ -18,6 +18,7 @@ VERBS = {
     "tokenizer": "train a SentencePiece tokenizer on a corpus",
     "study": "train several models with several seeds and compare them",
     "report": "draw a run folder, or compare several",
+    "doctor": "what is wrong with this machine, the cluster, a run; and the fix",
     "bench": "measure: against megatron-core's model, faults, saves, the cost of IterAdaLN",
 }
 

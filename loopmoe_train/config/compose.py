@@ -52,8 +52,18 @@ def compose(overrides: Sequence[str], layout: bool = True) -> RunConfig:
         Refused: an override that names nothing, a value of the wrong type, or a
             combination that cannot run; one line with the nearest valid names.
     """
-    config: RunConfig = _composed("train", "run_schema", RunConfig, overrides)
+    config = compose_unchecked(overrides)
     check(config, layout)
+    return config
+
+
+def compose_unchecked(overrides: Sequence[str]) -> RunConfig:
+    """As :func:`compose`, without the rules: for who wants to tell all that is wrong.
+
+    Raises:
+        Refused: an override that names nothing, or a value of the wrong type.
+    """
+    config: RunConfig = _composed("train", "run_schema", RunConfig, overrides)
     return config
 
 

@@ -192,6 +192,9 @@ class ClusterConfig:
     peak_tflops_vector: Optional[float] = None
     cores: int = 1  # that share a matrix product (multiprocessors, cube cores)
     devices_per_node: int = 8
+    # the same numbers at every repetition on the same layout; slower. Operators and collectives
+    # that cannot do it are refused by torch
+    deterministic: bool = False
     # implementation of the ops of loopmoe_kernels: eager | triton; null: what fits the device
     kernels: Optional[str] = None
     memory_gib: Optional[float] = None  # of one device

@@ -49,9 +49,9 @@ def cause(
     said: a rank that loses its peer fails too, a moment later, and says so. A rank of which
     nothing is known comes before those, since somebody must have been lost.
     """
-    said = _said(scratch)
-    silent = {r: c for r, c in endings.items() if r not in {entry["rank"] for entry in said}}
-    own_words = [entry for entry in said if not entry["lost_peer"]]
+    told = said(scratch)
+    silent = {r: c for r, c in endings.items() if r not in {entry["rank"] for entry in told}}
+    own_words = [entry for entry in told if not entry["lost_peer"]]
     for rank, code in silent.items():
         if code is not None and code < 0 and code != -signal.SIGTERM:
             return killed(rank, code, signs.get(rank), logs)
@@ -63,8 +63,8 @@ def cause(
     for rank, code in silent.items():
         if code is None:
             return _left(rank, signs.get(rank), "ended without a word", logs)
-    if said:
-        return _told(said[0], signs)
+    if told:
+        return _told(told[0], signs)
     for rank, code in silent.items():
         if code is not None and code < 0:
             return killed(rank, code, signs.get(rank), logs)
@@ -131,7 +131,7 @@ def _told(entry: Dict[str, Any], signs: Dict[int, Sign]) -> Fault:
     return Fault(kind(f"rank {rank}: {entry['what']}", entry["fix"]), rank, signs.get(rank))
 
 
-def _said(scratch: Path) -> List[Dict[str, Any]]:
+def said(scratch: Path) -> List[Dict[str, Any]]:
     """The lines that failing ranks left, the earliest first, lost peers last."""
-    said = [json.loads(path.read_text()) for path in scratch.glob("failure-*.json")]
-    return sorted(said, key=lambda entry: (entry["lost_peer"], entry["time"]))
+    entries = [json.loads(path.read_text()) for path in scratch.glob("failure-*.json")]
+    return sorted(entries, key=lambda entry: (entry["lost_peer"], entry["time"]))

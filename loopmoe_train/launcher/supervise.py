@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -21,9 +22,10 @@ from typing import Any, Dict, List, Optional
 
 from loopmoe_train.config.run_file import run_dir
 from loopmoe_train.config.schema import RunConfig
+from loopmoe_train.device import environment
 from loopmoe_train.errors import Interrupted, LoopMoEError, RankLost, RunFailed
 from loopmoe_train.files import write_text
-from loopmoe_train.launcher import local, wrapped
+from loopmoe_train.launcher import cause, local, wrapped
 from loopmoe_train.launcher.cause import AGAIN, Fault, where
 from loopmoe_train.launcher.job import Job
 from loopmoe_train.launcher.watch import watch
@@ -133,15 +135,7 @@ def _reached(fault: Fault) -> int:
 
 def _shared_variables(run: RunConfig) -> Dict[str, str]:
     """Environment that every rank gets, whatever starts it."""
-    variables = dict(
-        # megatron.core is ported to a device when it is imported, before run.yaml is read.
-        LOOPMOE_DEVICE=run.cluster.device,
-        OMP_NUM_THREADS=str(run.launcher.threads_per_rank),
-        PYTHONUNBUFFERED="1",
-    )
-    if sys.platform.startswith("linux"):
-        variables["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
-    return variables
+    return environment.for_ranks(run, os.environ)
 
 
 class _Attempt:
@@ -156,8 +150,11 @@ class _Attempt:
         self.file = _next_report(self.logs)
         self.asked: List[int] = []
         self.signs: Dict[int, Sign] = {}
+        self.failures: List[Dict[str, Any]] = []
         self.fault: Optional[Fault] = None
         self.failed_at = 0.0
+        self.began_at = time.time()
+        self.clock = self.began_at - time.monotonic()  # from CLOCK_MONOTONIC to the epoch
 
     @property
     def steps_here(self) -> int:
@@ -168,6 +165,8 @@ class _Attempt:
         """Start, watch and clear away; the fault if there was one."""
         previous = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
         with tempfile.TemporaryDirectory(prefix="loopmoe-") as scratch:
+            # Whoever finds it unfinished later knows that this process was killed.
+            _write(self.file, self._where() | dict(outcome="running", scratch=scratch))
             job = self._start(Path(scratch))
             try:
                 for number in previous:
@@ -185,6 +184,7 @@ class _Attempt:
                 job.end()
                 for number, handler in previous.items():
                     signal.signal(number, handler)
+            self.failures = cause.said(Path(scratch))
         if self.fault is None:
             self.report(None)
         return self.fault
@@ -221,19 +221,29 @@ class _Attempt:
                     "fault_to_next_step_s": round(waiting.next_step_s, 3)
                 })  # fmt: skip
 
+    def _where(self) -> Dict[str, Any]:
+        """What every report begins with."""
+        return dict(
+            attempt=self.number,
+            launcher=self.run.launcher.kind,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            began_at=self.began_at,
+        )
+
     def report(self, refusal: Optional[LoopMoEError]) -> None:
         """Write ``attempt-<n>.json``."""
         fault = self.fault
-        about: Dict[str, Any] = dict(
-            attempt=self.number,
-            launcher=self.run.launcher.kind,
+        about: Dict[str, Any] = self._where() | dict(
             outcome="restarted" if fault and not refusal else "failed" if fault else "ended",
             ended_at=self.failed_at,
             ranks=[
-                dict(rank=r, pid=s.pid, step=s.step, steps_here=s.steps_here, phase=s.phase)
+                dict(rank=r, pid=s.pid, step=s.step, steps_here=s.steps_here, phase=s.phase,
+                     phase_since=round(s.moved + self.clock, 3))
                 for r, s in sorted(self.signs.items())
             ],
-        )
+            failures=self.failures,
+        )  # fmt: skip
         if fault is not None:
             about |= dict(
                 cause=str(refusal or fault.error),

@@ -55,6 +55,29 @@ def store() -> dist.Store:
     return dist.FileStore(str(_job_file()), here.world)
 
 
+def early_store(patience: timedelta) -> dist.Store:
+    """The job's store without waiting for all ranks: for who wants to name those that do not come.
+
+    Args:
+        patience: for the store itself to appear, and of its operations.
+
+    Raises:
+        Refused: as :func:`store`.
+        RuntimeError: nobody listens at MASTER_ADDR and MASTER_PORT.
+    """
+    here, env = place(), os.environ
+    if "LOOPMOE_RENDEZVOUS" in env or not ("MASTER_ADDR" in env and "MASTER_PORT" in env):
+        found = store()  # a file: it waits for nobody
+        found.set_timeout(patience)
+        return found
+    torchrun_has_it = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    shared = dist.TCPStore(
+        env["MASTER_ADDR"], int(env["MASTER_PORT"]), None, here.rank == 0 and not torchrun_has_it,
+        timeout=patience, wait_for_workers=False,
+    )  # fmt: skip
+    return dist.PrefixStore(f"loopmoe-early/{restart_count()}", shared)
+
+
 def default_to_loopback(here: Place) -> None:
     """Let gloo connect ranks of one machine over loopback: nothing is reachable from outside."""
     if here.one_machine and os.path.exists("/sys/class/net/lo"):

@@ -25,11 +25,12 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Callable, List, NoReturn, Tuple
+from typing import Callable, List, NoReturn, Optional, Tuple
 
 from loopmoe_train.config import run_file
 from loopmoe_train.config.schema import RunConfig
@@ -54,15 +55,23 @@ _LOST = (
 )  # fmt: skip
 
 
-def main(argv: List[str], body: Callable[[RunConfig], None]) -> int:
-    """Run ``body`` on the run that ``argv`` names or composes; returns the exit code."""
+def main(
+    argv: List[str],
+    body: Callable[[RunConfig], None],
+    run_of: Optional[Callable[[List[str]], RunConfig]] = None,
+) -> int:
+    """Run ``body`` on the run that ``argv`` names or composes; returns the exit code.
+
+    Args:
+        run_of: the run of a command line, if it is not to be agreed upon and prepared by all.
+    """
     end_with_parent()
     redact_output()
     try:
         rank = place().rank
         _redirect(rank)
         heartbeat.start(rank)
-        body(_run(argv))
+        body((run_of or _run)(argv))
         heartbeat.done()
         return 0
     except AlreadyTold as told:
@@ -135,6 +144,7 @@ def _tell(error: LoopMoEError, lost_peer: bool) -> int:
         exit_code=error.exit_code,
         lost_peer=lost_peer,
         time=time.time(),
+        host=socket.gethostname(),
     )
     scratch = os.environ.get("LOOPMOE_SCRATCH")
     if scratch:

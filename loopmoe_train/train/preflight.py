@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Sequence, Tuple
 from loopmoe_train.config.run_file import run_dir, save
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.data.mixture import Mixture, ensure_mixture
+from loopmoe_train.device import environment
 from loopmoe_train.errors import Refused
 from loopmoe_train.train.claim import claim
 
@@ -36,6 +37,7 @@ def prepare(
 
     run = compose(overrides)
     anchor(run)
+    check_environment(run, say)
     check_machine(run, devices_here)
     if run.launcher.dry_run:
         return run, None  # decides, and leaves nothing behind
@@ -57,6 +59,22 @@ def anchor(run: RunConfig) -> None:
         member.path = os.path.abspath(member.path)
     if run.tokenizer.path is not None:
         run.tokenizer.path = os.path.abspath(run.tokenizer.path)
+
+
+def check_environment(run: RunConfig, say: Callable[[str], None]) -> None:
+    """Refuse environment variables under which the ranks cannot work; warn of doubtful ones.
+
+    Raises:
+        Refused: all that cannot work.
+    """
+    ranks = {**os.environ, **environment.for_ranks(run, os.environ)}
+    found = environment.problems(ranks, run.cluster.device, run)
+    for problem in found:
+        if problem.status == "WARN":
+            say(f"warning: {problem}")
+    wrong = [str(problem) for problem in found if problem.status == "FAIL"]
+    if wrong:
+        raise Refused("; ".join(wrong))
 
 
 def check_machine(run: RunConfig, devices_here: Optional[int] = None) -> None:
