@@ -50,7 +50,8 @@ def run(argv: List[str]) -> int:
     if config.launcher.dry_run:
         print(shown(config, argv))
         return 0
-    launch(config)
+    if not launch(config, overrides=argv):
+        return 0  # the command on rank 0's node draws the report
 
     from loopmoe_train.cli.report import show
 

@@ -14,10 +14,12 @@ A TCP store has no authentication and listens on every interface: use it inside 
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
+from typing import Optional
 
 import psutil
 import torch.distributed as dist
@@ -55,10 +57,40 @@ def store() -> dist.Store:
     return dist.FileStore(str(_job_file()), here.world)
 
 
-def default_to_loopback(here: Place) -> None:
-    """Let gloo connect ranks of one machine over loopback: nothing is reachable from outside."""
-    if here.one_machine and os.path.exists("/sys/class/net/lo"):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+def choose_interface(here: Place) -> None:
+    """Let gloo connect ranks of one machine over loopback, where nothing is reachable from outside,
+    and those of several over the interface that leads to rank 0. What the environment names counts.
+
+    Gloo itself would take the address of this machine's name, which may be one of loopback.
+    """
+    found: Optional[str] = None
+    if here.one_machine:
+        found = "lo" if os.path.exists("/sys/class/net/lo") else None
+    elif "MASTER_ADDR" in os.environ:
+        address = address_towards(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+        found = interface_of(address)
+    if found is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", found)
+
+
+def address_towards(host: str, port: int) -> str:
+    """The address of this machine from which it reaches another; nothing is sent.
+
+    Raises:
+        OSError: the name is unknown, or there is no way there.
+    """
+    family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(target)
+        return str(probe.getsockname()[0])
+
+
+def interface_of(address: str) -> Optional[str]:
+    """Name of the network interface with this address."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(one.address.partition("%")[0] == address for one in addresses):
+            return name
+    return None
 
 
 def _job_file() -> Path:
