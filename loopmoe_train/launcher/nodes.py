@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import socket
 import sys
 import threading
@@ -26,7 +27,7 @@ from loopmoe_train.config.launcher_rules import endpoint_of
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import RankLost, Refused
 from loopmoe_train.launcher.cause import AGAIN, KINDS, Fault
-from loopmoe_train.parallel.rendezvous import address_towards
+from loopmoe_train.parallel.addresses import address_towards
 from loopmoe_train.train.heartbeat import Sign
 
 _MEET_S = 600.0  # for the command to be typed on all nodes
@@ -220,8 +221,7 @@ def meet(run: RunConfig, words: Sequence[str], patience_s: float = _MEET_S) -> N
 
 def _open(host: str, port: int, where: str, deadline: float) -> Tuple[Any, bool]:
     """The store: held here if the endpoint is an address of this machine and free."""
-    from torch.distributed import TCPStore
-
+    TCPStore = _store_class()
     limit = timedelta(seconds=_LOST_S)
     problem = ""
     while time.monotonic() < deadline:
@@ -249,6 +249,18 @@ def _open(host: str, port: int, where: str, deadline: float) -> Tuple[Any, bool]
         f"launcher.endpoint={where} was not reached: {problem}",
         "start the command on the machine with that address too, and open the port between nodes",
     )
+
+
+def _store_class() -> Any:
+    """torch's TCPStore; it shall not write stack traces of what is told in a line here."""
+    level = "TORCH_CPP_LOG_LEVEL"  # read when torch is imported
+    given = level in os.environ
+    os.environ.setdefault(level, "ERROR")
+    from torch.distributed import TCPStore
+
+    if not given:
+        del os.environ[level]  # the ranks write what they like into their logs
+    return TCPStore
 
 
 _warned: List[str] = []

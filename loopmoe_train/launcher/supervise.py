@@ -270,7 +270,9 @@ class _Attempt:
 
     def _complete(self, signs: Dict[int, Sign], waiting: Optional[Fault]) -> None:
         """Complete the report of the attempt before when this one has made its first step."""
-        here = self.run.cluster.devices // self.run.launcher.nodes
+        run = self.run
+        afar = run.launcher.kind == "mpirun" and spans_nodes(run.launcher)
+        here = 1 if afar else run.cluster.devices // run.launcher.nodes
         if waiting is None or waiting.next_step_s is not None or len(signs) < here:
             return
         firsts = [sign.first_step_at for sign in signs.values()]

@@ -150,6 +150,10 @@ def _ended(job: Job, logs: Path, pulses: Dict[int, _Pulse]) -> Optional[Fault]:
     if not bad and not cause.said(job.scratch, logs):
         words = _last_line(logs)
         return Fault(RunFailed(f"a rank on another machine ended badly: {words}", f"see {logs}"))
+    if job.here is None and signs:
+        # Ranks go in step: one on another machine is about where those here are.
+        slowest = min(signs.values(), key=lambda sign: sign.step)
+        signs = {**dict.fromkeys(range(job.world), slowest), **signs}
     fault = cause.cause(bad, signs, job.scratch, logs)
     pulse = pulses.get(-1 if fault.rank is None else fault.rank)
     fault.last_sign_at = pulse.sign.beat if pulse else detected

@@ -14,7 +14,6 @@ A TCP store has no authentication and listens on every interface: use it inside 
 from __future__ import annotations
 
 import os
-import socket
 import tempfile
 from datetime import timedelta
 from functools import cache
@@ -26,6 +25,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from loopmoe_train.errors import Refused
+from loopmoe_train.parallel.addresses import address_towards, interface_of
 from loopmoe_train.parallel.environment import Place, place, restart_count
 
 _CONNECT = timedelta(minutes=10)  # for ranks to appear that are started on other machines
@@ -71,26 +71,6 @@ def choose_interface(here: Place) -> None:
         found = interface_of(address)
     if found is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", found)
-
-
-def address_towards(host: str, port: int) -> str:
-    """The address of this machine from which it reaches another; nothing is sent.
-
-    Raises:
-        OSError: the name is unknown, or there is no way there.
-    """
-    family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind, protocol) as probe:
-        probe.connect(target)
-        return str(probe.getsockname()[0])
-
-
-def interface_of(address: str) -> Optional[str]:
-    """Name of the network interface with this address."""
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(one.address.partition("%")[0] == address for one in addresses):
-            return name
-    return None
 
 
 def _job_file() -> Path:
