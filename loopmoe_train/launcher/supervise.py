@@ -25,7 +25,7 @@ from loopmoe_train.config.run_file import run_dir
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Interrupted, LoopMoEError, RankLost, Refused, RunFailed
 from loopmoe_train.files import write_text
-from loopmoe_train.launcher import hosts, local, wrapped
+from loopmoe_train.launcher import batch, hosts, local, wrapped
 from loopmoe_train.launcher.cause import AGAIN, Fault, where
 from loopmoe_train.launcher.job import Job
 from loopmoe_train.launcher.nodes import Ending, Nodes, meet
@@ -98,6 +98,8 @@ def _until_done(
 
 def shown(run: RunConfig, overrides: List[str]) -> str:
     """Command lines that start the run composed of ``overrides`` by hand, for a shell."""
+    if run.launcher.kind in batch.KINDS:
+        return redact(batch.shown(run, overrides))
     words = [word for word in overrides if not word.startswith("launcher.dry_run=")]
     command, env = [sys.executable, "-m", TRAIN, *words], _shared_variables(run)
     if run.launcher.kind == "local":
