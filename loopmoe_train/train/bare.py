@@ -21,7 +21,7 @@ from loopmoe_train.data.mixture import ensure_mixture
 from loopmoe_train.errors import AlreadyTold, Refused
 from loopmoe_train.parallel.environment import Place, place
 from loopmoe_train.parallel.rendezvous import store
-from loopmoe_train.train.preflight import check_machine, prepare
+from loopmoe_train.train.preflight import check_machine, prepare, set_environment
 
 _PATIENCE = timedelta(hours=24)  # rank 0 may have a corpus to tokenise first
 _READ_S = 20.0  # for the others to read that rank 0 leaves
@@ -38,6 +38,7 @@ def agree(overrides: List[str], tell: Callable[[Exception], int]) -> RunConfig:
         AlreadyTold: rank 0 refused.
     """
     here = place()
+    threads_given = "OMP_NUM_THREADS" in os.environ
     if here.rank == 0:
         reply = _compose(overrides, here, tell)
     else:
@@ -49,10 +50,9 @@ def agree(overrides: List[str], tell: Callable[[Exception], int]) -> RunConfig:
             raise AlreadyTold(reply["exit_code"])
     run = run_file.parse(reply["run"], "the run that rank 0 composed")
     if here.rank:
+        set_environment(run)
         _prepare_here(run, here, reply["dataset"])
-    # megatron.core is ported to a device when it is imported.
-    os.environ["LOOPMOE_DEVICE"] = run.cluster.device
-    if "OMP_NUM_THREADS" not in os.environ:
+    if not threads_given:
         torch.set_num_threads(run.launcher.threads_per_rank)
     return run
 
