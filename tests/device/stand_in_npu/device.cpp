@@ -178,6 +178,11 @@ at::Tensor& set_storage(
       C10_AS_INTARRAYREF_SLOW(stride));
 }
 
+// nothing is freed while it is in use: the host waits for every operator
+void record_stream(at::Tensor& self, c10::Stream stream) {
+  TORCH_CHECK(stream.device_type() == kNpu, "record_stream: no stream of an npu");
+}
+
 // -- every other operator: on the processor, if all its tensors are on the device --------------
 std::mutex lock;
 std::map<std::string, int64_t> counts;
@@ -240,6 +245,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("as_strided", &as_strided);
   m.impl("view", &view);
   m.impl("_reshape_alias", &reshape_alias);
+  m.impl("record_stream", &record_stream);
   m.impl("resize_", &resize);
   m.impl("set_.source_Storage_storage_offset", &set_storage);
 }
