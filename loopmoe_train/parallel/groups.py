@@ -35,6 +35,7 @@ def join(run: RunConfig) -> None:
         )
     choose_interface(here)
     accel.set_device(here.local_rank)
+    accel.use_deterministic(run.cluster.deterministic)
     timeout = timedelta(minutes=run.launcher.timeout_minutes)
     job = store()
     job.set_timeout(timeout)

@@ -22,7 +22,7 @@ from loopmoe_train.errors import AlreadyTold, Refused
 from loopmoe_train.parallel.environment import Place, place
 from loopmoe_train.parallel.rendezvous import store
 from loopmoe_train.train import shared
-from loopmoe_train.train.preflight import check_machine, prepare
+from loopmoe_train.train.preflight import check_machine, prepare, set_environment
 
 _PATIENCE = timedelta(hours=24)  # rank 0 may have a corpus to tokenise first
 _READ_S = 20.0  # for the others to read that rank 0 leaves
@@ -39,6 +39,7 @@ def agree(overrides: List[str], tell: Callable[[Exception], int]) -> RunConfig:
         AlreadyTold: rank 0 refused.
     """
     here = place()
+    threads_given = "OMP_NUM_THREADS" in os.environ
     if here.rank == 0:
         reply = _compose(overrides, here, tell)
     else:
@@ -52,10 +53,9 @@ def agree(overrides: List[str], tell: Callable[[Exception], int]) -> RunConfig:
     if not here.one_machine and here.rank and here.local_rank == 0:
         shared.look_for(reply["mark"], run_file.run_dir(run), here.rank)
     if here.rank:
+        set_environment(run)
         _prepare_here(run, here, reply["dataset"])
-    # megatron.core is ported to a device when it is imported.
-    os.environ["LOOPMOE_DEVICE"] = run.cluster.device
-    if "OMP_NUM_THREADS" not in os.environ:
+    if not threads_given:
         torch.set_num_threads(run.launcher.threads_per_rank)
     return run
 

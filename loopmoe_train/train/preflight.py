@@ -7,7 +7,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from loopmoe_train.config.launcher_rules import spans_nodes
 from loopmoe_train.config.run_file import run_dir, save
@@ -44,8 +44,12 @@ def prepare(
 
     run = compose(overrides)
     anchor(run)
-    check_environment(run, say)
+    doubts = check_environment(run)
+    if devices_here is not None:  # this process is a rank, and nothing has prepared its environment
+        set_environment(run)
     check_machine(run, _started_here(run) if devices_here is None else devices_here)
+    for doubt in doubts:
+        say(f"warning: {doubt}")
     if run.launcher.dry_run or (devices_here is None and not starts_here(run)):
         return run, None  # decides, and leaves nothing behind
     claim(run)
@@ -82,20 +86,26 @@ def anchor(run: RunConfig) -> None:
         run.tokenizer.path = os.path.abspath(run.tokenizer.path)
 
 
-def check_environment(run: RunConfig, say: Callable[[str], None]) -> None:
-    """Refuse environment variables under which the ranks cannot work; warn of doubtful ones.
+def check_environment(run: RunConfig) -> List[environment.Problem]:
+    """Refuse environment variables under which the ranks cannot work; returns doubtful ones.
 
     Raises:
         Refused: all that cannot work.
     """
     ranks = {**os.environ, **environment.for_ranks(run, os.environ)}
     found = environment.problems(ranks, run.cluster.device, run)
-    for problem in found:
-        if problem.status == "WARN":
-            say(f"warning: {problem}")
     wrong = [str(problem) for problem in found if problem.status == "FAIL"]
     if wrong:
         raise Refused("; ".join(wrong))
+    return found
+
+
+def set_environment(run: RunConfig) -> None:
+    """Give this process the variables that a launcher would have given it.
+
+    What its libraries have read already stays as it was: torch its number of threads.
+    """
+    os.environ.update(environment.for_ranks(run, os.environ))
 
 
 def check_machine(run: RunConfig, devices_here: int) -> None:
