@@ -41,6 +41,7 @@ def prepare(
         return run, None  # decides, and leaves nothing behind
     claim(run)
     check_run_folder(run)
+    build_operators(run, say)
     text = ensure_mixture(run, say)
     check_text(run, text)
     check_same_run(run, text)
@@ -89,6 +90,18 @@ def check_machine(run: RunConfig, devices_here: Optional[int] = None) -> None:
             f"{run.cluster.devices}) but this machine has {found}",
             "lower cluster.devices, or use cluster=cpu",
         )
+
+
+def build_operators(run: RunConfig, say: Callable[[str], None]) -> None:
+    """Compile what the run needs compiled on this machine, before its ranks are started.
+
+    Raises:
+        Refused: that is not possible here.
+    """
+    if run.optim.offload_update == "deepspeed":
+        from loopmoe_train.optim.deepspeed_adam import operator  # imports torch
+
+        operator(say)
 
 
 def check_run_folder(run: RunConfig) -> None:
