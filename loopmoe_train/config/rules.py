@@ -39,6 +39,8 @@ _CHOICES = {
     "tokenizer.kind": ("bpe", "unigram"),
     "optim.kind": ("adamw", "muon"),
     "optim.schedule": ("cosine", "wsd", "constant"),
+    "optim.offload": ("none", "cpu"),
+    "optim.offload_update": ("torch", "deepspeed"),
     "memory.recompute": ("none", "selective", "full"),
     "observe.wandb": ("off", "offline", "online"),
     "launcher.kind": launcher_rules.KINDS,
@@ -223,6 +225,7 @@ def _batch(config: RunConfig) -> Problems:
 
 
 def _optimizer(config: RunConfig) -> Problems:
+    yield from _offload(config)
     if config.optim.kind != "muon":
         return
     if not config.parallel.distributed_optimizer:
@@ -234,6 +237,24 @@ def _optimizer(config: RunConfig) -> Problems:
         yield (
             "parallel.overlap_param_gather gathers shards of core's distributed optimizer, which "
             "optim.kind=muon does not use: set it to false"
+        )
+
+
+def _offload(config: RunConfig) -> Problems:
+    optim = config.optim
+    if optim.offload == "none":
+        if optim.offload_update != "torch":
+            yield (
+                f"optim.offload_update={optim.offload_update} says who updates offloaded states: "
+                "set optim.offload=cpu, or leave it out"
+            )
+        return
+    if optim.kind != "adamw":
+        yield f"optim.offload={optim.offload} is for optim.kind=adamw, not {optim.kind}"
+    if not config.parallel.distributed_optimizer:
+        yield (
+            f"optim.offload={optim.offload} keeps the states of core's distributed optimizer: "
+            "set parallel.distributed_optimizer=true"
         )
 
 

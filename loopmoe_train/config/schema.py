@@ -258,6 +258,11 @@ class OptimConfig:
     beta2: float = 0.95
     eps: float = 1e-8
     clip_grad: float = 1.0  # 0: no clipping
+    # where adamw's fp32 weights and moments live and are updated: none (on the device) | cpu
+    offload: str = "none"
+    offload_update: str = (
+        "torch"  # offload=cpu: torch's fused AdamW | deepspeed: its vectorised one
+    )
     # muon
     momentum: float = 0.95
     nesterov: bool = True

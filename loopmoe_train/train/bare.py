@@ -22,7 +22,12 @@ from loopmoe_train.errors import AlreadyTold, Refused
 from loopmoe_train.parallel.environment import Place, place
 from loopmoe_train.parallel.rendezvous import store
 from loopmoe_train.train import shared
-from loopmoe_train.train.preflight import check_machine, prepare, set_environment
+from loopmoe_train.train.preflight import (
+    build_operators,
+    check_machine,
+    prepare,
+    set_environment,
+)
 
 _PATIENCE = timedelta(hours=24)  # rank 0 may have a corpus to tokenise first
 _READ_S = 20.0  # for the others to read that rank 0 leaves
@@ -110,7 +115,12 @@ def _wait_for_readers(readers: int) -> None:
 
 def _prepare_here(run: RunConfig, here: Place, fingerprint: str) -> None:
     check_machine(run, here.local_world)
-    found = ensure_mixture(run, lambda line: print(line, file=sys.stderr, flush=True))
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    build_operators(run, say)
+    found = ensure_mixture(run, say)
     if found.fingerprint != fingerprint:
         raise Refused(
             f"rank {here.rank}: {run.data.path} holds another dataset here than on rank 0",

@@ -14,6 +14,7 @@ from loopmoe_train.config.run_file import run_dir, save
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.data.mixture import Mixture, ensure_mixture
 from loopmoe_train.device import environment, rank_table
+from loopmoe_train.device.problem import Problem
 from loopmoe_train.errors import Refused
 from loopmoe_train.train.claim import claim
 
@@ -55,6 +56,7 @@ def prepare(
     claim(run)
     if not again:
         check_run_folder(run)
+    build_operators(run, say)
     text = ensure_mixture(run, say)
     check_text(run, text)
     check_same_run(run, text)
@@ -86,7 +88,7 @@ def anchor(run: RunConfig) -> None:
         run.tokenizer.path = os.path.abspath(run.tokenizer.path)
 
 
-def check_environment(run: RunConfig) -> List[environment.Problem]:
+def check_environment(run: RunConfig) -> List[Problem]:
     """Refuse environment variables under which the ranks cannot work; returns doubtful ones.
 
     Raises:
@@ -154,6 +156,18 @@ def _check_rank_table(run: RunConfig) -> None:
     if failed:
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
         raise Refused(failed[0].what + more, failed[0].fix)
+
+
+def build_operators(run: RunConfig, say: Callable[[str], None]) -> None:
+    """Compile what the run needs compiled on this machine, before its ranks are started.
+
+    Raises:
+        Refused: that is not possible here.
+    """
+    if run.optim.offload_update == "deepspeed":
+        from loopmoe_train.optim.deepspeed_adam import operator  # imports torch
+
+        operator(say)
 
 
 def check_run_folder(run: RunConfig) -> None:
