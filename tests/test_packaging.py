@@ -26,7 +26,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this checkout, unpacked into a folder of its own."""
     folder = tmp_path_factory.mktemp("wheel")
     sources = folder / "checkout"
-    for path in ("pyproject.toml", "README.md", "LICENSE", "loopmoe_train", "kernels", "configs"):
+    for path in ("pyproject.toml", "README.md", "LICENSE", "loopmoe_train", "kernels", "configs",
+                 "launch"):  # fmt: skip
         (sources / path).parent.mkdir(parents=True, exist_ok=True)
         _run("cp", "-r", str(ROOT / path), str(sources / path), cwd=ROOT)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
