@@ -25,6 +25,7 @@ def facts(run: RunConfig) -> Dict[str, Any]:
     # Names and places may differ; what is trained may not.
     settings = asdict(run)
     del settings["name"], settings["runs_dir"], settings["launcher"]
+    del settings["data"]["path"], settings["data"]["source"], settings["tokenizer"]["path"]
     folders = [m.path for m in run.data.mixture] or [run.data.path]
     data = [load_dataset(Path(folder)) for folder in (*folders, *run.data.validation)]
     return {

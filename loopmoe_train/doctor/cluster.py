@@ -54,6 +54,7 @@ class Examination:
         Raises:
             Missing: ranks did not come; ``checks`` of its reporter says so too.
         """
+        absent = 0
         try:
             self._meet()
             self._compare()
@@ -67,7 +68,10 @@ class Examination:
         except Missing as missing:
             name = "cluster/meeting" if not self.checks_of("cluster/meeting") else "cluster/groups"
             self.checks.append(failed(name, missing.what, missing.fix))
+            absent = len(missing.ranks)
             raise
+        finally:
+            self.meeting.leave(absent)
 
     def checks_of(self, name: str) -> List[Check]:
         """Results so far under a name."""
