@@ -4,7 +4,7 @@ VENV ?= .venv
 MODEL ?= loopmoe_tiny
 BIN := $(VENV)/bin
 
-.PHONY: setup train test parity chaos kernels-ascend bench clean
+.PHONY: setup train test parity chaos docker kernels-ascend bench clean
 
 setup: $(VENV)/.installed
 
@@ -26,7 +26,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/python -m pytest -m "not parity and not chaos"
+	$(BIN)/python -m pytest -m "not parity and not chaos and not docker"
 
 # The grid of layouts three times with a table of errors, then the other long tests: most of an hour.
 parity: $(VENV)/.installed-dev
@@ -36,6 +36,10 @@ parity: $(VENV)/.installed-dev
 # Five seeds of every fault, about a quarter of an hour on two cores; CHAOS_SEEDS=1 for a look.
 chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m chaos
+
+# Executes the steps of docker/cpu/Dockerfile in an overlay over this machine's root and trains in it.
+docker: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m docker
 
 # Lowers every Triton kernel for an NPU, without one, and checks what the lowering lets pass. Its
 # triton cannot live beside the other, so it has an environment of its own (1.2 GB).

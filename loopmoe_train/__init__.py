@@ -8,8 +8,13 @@ Raises:
     ImportOrderError: megatron.core was imported before this package, hence without the port.
 """
 
+import os as _os
+
 from loopmoe_train.device import port as _port
 
 __version__ = "0.1.0"
 
+# A torch_npu whose CANN is not there would end every `import torch` in a traceback, on the cpu too.
+# The npu's backend imports it by name and says in one line what is missing.
+_os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 _port.install()

@@ -31,7 +31,7 @@ _PATIENCE_S = 300.0  # for the run to get further
 
 
 def measure(
-    overrides: Sequence[str], kills: int, launch: Callable[[RunConfig], None]
+    overrides: Sequence[str], kills: int, launch: Callable[[RunConfig], object]
 ) -> Dict[str, Any]:
     """Kill a rank ``kills`` times; seconds of every fault, their medians and 95th percentiles.
 

@@ -9,6 +9,7 @@ usage: loopmoe bench train [--against megatron] [--json FILE] [setting=value ...
        loopmoe bench ops [--quick] [--json FILE] [setting=value ...]
        loopmoe bench moe [--json FILE] [setting=value ...]
        loopmoe bench kernels [--quick] [--json FILE] [setting=value ...]
+       loopmoe bench optimizer [--quick] [--json FILE] [setting=value ...]
 
   train   tokens/s of 2 ranks with expert parallelism against megatron-core's own GPTModel
           (local specs, DotProductAttention, SequentialMLP), and against the same given
@@ -33,6 +34,9 @@ usage: loopmoe bench train [--against megatron] [--json FILE] [setting=value ...
           copy measured in the same rounds (15: steps=15), beside their definitions as torch runs
           and compiles them and installed peers; --quick: one small size. The picture is
           kernels.png in the run folder, or FILE with .png. On a GPU: cluster=h100 precision=bf16.
+  optimizer  AdamW on the host, elements/s: DeepSpeed's where it is installed, torch's one by one
+          (which core uses there), foreach and fused, and both as optim.offload=cpu runs them;
+          15 rounds (steps=15), one process; launcher.threads_per_rank=N for more threads.
 
 Every benchmark prints a table and ends with one line `headline: name=value ...`.
 """
@@ -55,6 +59,10 @@ _ITER_ADALN = [
 _OPS = ["name=bench-ops", "cluster.devices=1", "parallel=data", "steps=7", "optim.warmup_steps=1"]
 _KERNELS = [
     "name=bench-kernels", "cluster.devices=1", "parallel=data", "steps=15", "optim.warmup_steps=1",
+]  # fmt: skip
+_OPTIMIZER = [
+    "name=bench-optimizer", "cluster.devices=1", "parallel=data", "steps=15",
+    "optim.warmup_steps=1",
 ]  # fmt: skip
 _MOE_LAYER = [
     "name=bench-moe-layer", "cluster.devices=1", "parallel=data", "steps=15",
@@ -129,6 +137,12 @@ def run(argv: List[str]) -> int:
         layer = _on_ranks("loopmoe_train.bench.moe_layer", [*_MOE_LAYER, *overrides])
         across = _on_ranks("loopmoe_train.bench.exchange", [*_EXCHANGE, *overrides])
         table, show = {"layer": layer, "exchange": across}, moe_show.show
+    elif names == ["optimizer"]:
+        from loopmoe_train.bench import optimizer_show
+
+        own = [*_OPTIMIZER, *(["steps=2"] if quick else []), *overrides]
+        table = _on_ranks("loopmoe_train.bench.optimizer", own, options={"quick": quick})
+        show = optimizer_show.show
     elif names == ["ops"]:
         return _ops(overrides, quick, out)
     elif names == ["kernels"]:
@@ -142,7 +156,7 @@ def run(argv: List[str]) -> int:
         raise Refused(
             f"bench {' '.join(names)}: there is no such benchmark",
             "use `bench train`, `bench resume`, `bench checkpoint`, `bench iter_adaln`, "
-            "`bench pipeline`, `bench moe`, `bench ops` or `bench kernels`",
+            "`bench pipeline`, `bench moe`, `bench ops`, `bench kernels` or `bench optimizer`",
         )
     if out is not None:
         Path(out).write_text(json.dumps(table, indent=1) + "\n")

@@ -49,7 +49,7 @@ def run(argv: List[str]) -> int:
     wish = Wish(asked, _tasks(given))
     configs = [load(Path(word) / "run.yaml") for word in words]
     for config in configs:
-        check_machine(config)
+        check_machine(config, config.cluster.devices)
         if newest_manifest(config) is None:
             raise Refused(f"{run_dir(config)} has no checkpoint", "train it, or let it save")
         check_text(config, open_mixture(config))

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Dict, Optional, Sequence
 
-from loopmoe_train.errors import RunFailed
+from loopmoe_train.errors import Refused, RunFailed
 
 if TYPE_CHECKING:
     from loopmoe_train.train.planned import Planned
@@ -29,10 +29,16 @@ def train_several(
     from loopmoe_train.data.mixture import ensure_mixture
     from loopmoe_train.launcher.side_by_side import Command, run_side_by_side
     from loopmoe_train.observe.watch import Watch
-    from loopmoe_train.train.preflight import check_machine, check_text
+    from loopmoe_train.train.preflight import check_machine, check_text, starts_here
 
     for one in planned:
-        check_machine(one.run)
+        if not starts_here(one.run):
+            raise Refused(
+                f"launcher={one.run.launcher.kind}: several runs are trained on this machine, one "
+                "after another",
+                "start each with `loopmoe train`, or use launcher=local",
+            )
+        check_machine(one.run, one.run.cluster.devices)
     left = [one for one in planned if not one.is_done()]
     for one in left:
         check_text(one.run, ensure_mixture(one.run, print))

@@ -37,6 +37,7 @@ def run(argv: List[str]) -> int:
     os.environ["LOOPMOE_STARTED"] = str(time.time())
     from loopmoe_train.cli.auto import AUTO, compare, resolve
     from loopmoe_train.config.run_file import run_dir
+    from loopmoe_train.launcher import batch
     from loopmoe_train.launcher.supervise import launch, shown
     from loopmoe_train.train.preflight import prepare
 
@@ -50,7 +51,11 @@ def run(argv: List[str]) -> int:
     if config.launcher.dry_run:
         print(shown(config, argv))
         return 0
-    launch(config)
+    if config.launcher.kind in batch.KINDS:
+        print(batch.submit(config, argv))
+        return 0
+    if not launch(config, overrides=argv):
+        return 0  # the command on rank 0's node draws the report
 
     from loopmoe_train.cli.report import show
 

@@ -24,6 +24,8 @@ _OTHER_NAMES = {
     "seq_len": "sequence_length",
     "dtype": "precision",
     "world_size": "cluster.devices",
+    "nnodes": "launcher.nodes",
+    "rdzv_endpoint": "launcher.endpoint",
     "nproc_per_node": "cluster.devices",
     "num_layers": "model.body_layers",
     "tensor_model_parallel_size": "parallel.tensor_parallel_size",
@@ -38,7 +40,7 @@ _OTHER_NAMES = {
 
 _LISTS = (
     "data.source", "data.validation", "memory.recompute_modules", "launcher.arguments",
-    "parallel.pipeline_layout",
+    "launcher.hosts", "parallel.pipeline_layout",
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import os.path
 from dataclasses import fields, is_dataclass
 from typing import Any, Callable, List, Sequence
 
-from loopmoe_train.config import model_rules, parallel_rules
+from loopmoe_train.config import launcher_rules, model_rules, parallel_rules
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused
 from loopmoe_train.spec.exchange import DISPATCHERS
@@ -39,9 +39,11 @@ _CHOICES = {
     "tokenizer.kind": ("bpe", "unigram"),
     "optim.kind": ("adamw", "muon"),
     "optim.schedule": ("cosine", "wsd", "constant"),
+    "optim.offload": ("none", "cpu"),
+    "optim.offload_update": ("torch", "deepspeed"),
     "memory.recompute": ("none", "selective", "full"),
     "observe.wandb": ("off", "offline", "online"),
-    "launcher.kind": ("local", "torchrun", "mpirun"),
+    "launcher.kind": launcher_rules.KINDS,
 }
 
 _AT_LEAST_ONE = (
@@ -54,7 +56,7 @@ _AT_LEAST_ONE = (
     "parallel.tensor_parallel_size parallel.context_parallel_size parallel.pipeline_parallel_size "
     "parallel.virtual_pipeline_size parallel.expert_parallel_size "
     "parallel.expert_tensor_parallel_size observe.log_interval launcher.threads_per_rank "
-    "tokenizer.train_bytes optim.newton_schulz_steps"
+    "launcher.nodes tokenizer.train_bytes optim.newton_schulz_steps"
 ).split()
 
 _AT_LEAST_ZERO = (
@@ -131,7 +133,7 @@ def _sizes(config: RunConfig) -> Problems:
                  "model.moe.topk_scaling_factor", "optim.decay_steps",
                  "model.embedding_init_std", "model.moe.capacity_factor",
                  "cluster.peak_tflops_bf16", "cluster.peak_tflops_fp32",
-                 "launcher.hang_seconds"):  # fmt: skip
+                 "launcher.hang_seconds", "launcher.minutes"):  # fmt: skip
         value = get(config, path)
         if value is not None and value <= 0:  # type: ignore[operator]
             yield f"{path}={value}: must be above 0, or null"
@@ -223,6 +225,7 @@ def _batch(config: RunConfig) -> Problems:
 
 
 def _optimizer(config: RunConfig) -> Problems:
+    yield from _offload(config)
     if config.optim.kind != "muon":
         return
     if not config.parallel.distributed_optimizer:
@@ -237,6 +240,24 @@ def _optimizer(config: RunConfig) -> Problems:
         )
 
 
+def _offload(config: RunConfig) -> Problems:
+    optim = config.optim
+    if optim.offload == "none":
+        if optim.offload_update != "torch":
+            yield (
+                f"optim.offload_update={optim.offload_update} says who updates offloaded states: "
+                "set optim.offload=cpu, or leave it out"
+            )
+        return
+    if optim.kind != "adamw":
+        yield f"optim.offload={optim.offload} is for optim.kind=adamw, not {optim.kind}"
+    if not config.parallel.distributed_optimizer:
+        yield (
+            f"optim.offload={optim.offload} keeps the states of core's distributed optimizer: "
+            "set parallel.distributed_optimizer=true"
+        )
+
+
 def _memory(config: RunConfig) -> Problems:
     selective = config.memory.recompute == "selective"
     if selective != bool(config.memory.recompute_modules):
@@ -248,16 +269,6 @@ def _memory(config: RunConfig) -> Problems:
         yield (
             f"memory.recompute_modules: model.attention.kind={config.model.attention.kind} has no "
             "mla_up_proj: leave it out"
-        )
-
-
-def _launcher(config: RunConfig) -> Problems:
-    if config.launcher.kind == "local" and config.launcher.arguments:
-        yield "launcher.arguments are for launcher=torchrun or mpirun: leave them out"
-    if config.launcher.heartbeat_seconds <= 0.5:
-        yield (
-            f"launcher.heartbeat_seconds={config.launcher.heartbeat_seconds}: must be above 0.5 "
-            "(a rank beats every 0.25 s)"
         )
 
 
@@ -304,7 +315,7 @@ def _names(config: RunConfig) -> Problems:
 
 RULES: Sequence[Callable[[RunConfig], Problems]] = (
     _choices, _finite, _sizes, *model_rules.RULES, *parallel_rules.RULES, _batch, _optimizer,
-    _memory, _mixture, _launcher, _names,
+    _memory, _mixture, *launcher_rules.RULES, _names,
 )  # fmt: skip
 
 

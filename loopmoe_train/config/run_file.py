@@ -32,6 +32,20 @@ def dump(config: RunConfig) -> str:
     return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
 
 
+def refuse_secrets(text: str, path: Path) -> None:
+    """Keep secrets of the environment out of a file.
+
+    Raises:
+        Refused: ``text`` holds one, so that it must not become ``path``.
+    """
+    for name, value in secrets().items():
+        if value in text:
+            raise Refused(
+                f"a setting holds the value of ${name}, which would go into {path}",
+                "leave it in the environment, or choose another value",
+            )
+
+
 def save(config: RunConfig, path: Path) -> None:
     """Write ``path`` atomically.
 
@@ -40,12 +54,7 @@ def save(config: RunConfig, path: Path) -> None:
         RunFailed: the disk is full.
     """
     text = dump(config)
-    for name, value in secrets().items():
-        if value in text:
-            raise Refused(
-                f"a setting holds the value of ${name}, which would go into {path}",
-                "leave it in the environment, or choose another value",
-            )
+    refuse_secrets(text, path)
     try:
         write_text(path, _HEADER + text)
     except OSError as error:

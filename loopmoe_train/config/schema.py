@@ -258,6 +258,11 @@ class OptimConfig:
     beta2: float = 0.95
     eps: float = 1e-8
     clip_grad: float = 1.0  # 0: no clipping
+    # where adamw's fp32 weights and moments live and are updated: none (on the device) | cpu
+    offload: str = "none"
+    offload_update: str = (
+        "torch"  # offload=cpu: torch's fused AdamW | deepspeed: its vectorised one
+    )
     # muon
     momentum: float = 0.95
     nesterov: bool = True
@@ -297,11 +302,28 @@ class ObserveConfig:
 
 @dataclass
 class LauncherConfig:
-    """How the ranks are started and watched."""
+    """How the ranks are started and watched.
 
-    kind: str = "local"  # local | torchrun | mpirun
-    arguments: List[str] = field(default_factory=list)  # more of them for torchrun or mpirun
-    dry_run: bool = False  # print the command instead of running it
+    Of several nodes each has ``cluster.devices_per_node`` ranks, and all see one run folder.
+    """
+
+    kind: str = "local"  # local | torchrun | mpirun | slurm | volcano
+    # torchrun, slurm, volcano: machines. torchrun: the same command is typed on each of them.
+    nodes: int = 1
+    # HOST:PORT where the nodes meet: torchrun: of one of them, mpirun: of the first host (null:
+    # port 29500 there). The port has no authentication: a trusted network only.
+    endpoint: Optional[str] = None
+    hosts: List[str] = field(default_factory=list)  # mpirun: machines, the first has rank 0
+    hostfile: Optional[str] = None  # mpirun: those of a file in Open MPI's format instead
+    queue: Optional[str] = None  # slurm: partition, volcano: queue; null: the cluster's default
+    minutes: Optional[int] = None  # slurm: time limit, two minutes before which the run is saved
+    image: Optional[str] = None  # volcano: container image
+    volume: Optional[str] = (
+        None  # volcano: claim of a volume that all nodes see, for the run folder
+    )
+    # more of them for torchrun, mpirun, sbatch or kubectl
+    arguments: List[str] = field(default_factory=list)
+    dry_run: bool = False  # print the commands, the script or the manifest, and start nothing
     timeout_minutes: float = 5.0  # of a collective; a rank that is silent longer is lost
     threads_per_rank: int = 1
     # Restarts in a row that get no further than an attempt before; 0: a lost rank ends the run.

@@ -7,15 +7,15 @@ torch.npu, torch.cpu), so that megatron.core, once ported, reaches what it used 
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.metadata
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
-from loopmoe_train.device import port
+from loopmoe_train.device import kinds, port
 from loopmoe_train.errors import Refused
 
 
@@ -84,6 +84,64 @@ class Backend:
     def synchronize(self, *device: Any) -> None:
         """Wait until all work submitted to the device is done."""
         self._module.synchronize(*device)
+
+    def use_deterministic(self, wanted: bool) -> None:
+        """Let operators give the same numbers at every repetition, or as fast as they can.
+
+        An operator that cannot raises RuntimeError when it is called. Collectives, and cuBLAS, ask
+        the environment: see `environment.for_ranks`.
+        """
+        torch.use_deterministic_algorithms(wanted)
+
+    # -- streams and events --------------------------------------------------------------------
+    @property
+    def Stream(self) -> type[kinds.Stream]:
+        """`Stream(priority=0)`: a further order of work; lower numbers go first."""
+        return self._module.Stream
+
+    @property
+    def Event(self) -> type[kinds.Event]:
+        """`Event(enable_timing=False)`."""
+        return self._module.Event
+
+    def current_stream(self, *device: Any) -> kinds.Stream:
+        """The stream that new work goes to."""
+        return self._module.current_stream(*device)
+
+    def default_stream(self, *device: Any) -> kinds.Stream:
+        """The stream that a process begins with."""
+        return self._module.default_stream(*device)
+
+    def stream(self, stream: kinds.Stream | None) -> AbstractContextManager[Any]:
+        """Work submitted inside goes to ``stream``; None changes nothing."""
+        return self._module.stream(stream)
+
+    # -- memory, in bytes ----------------------------------------------------------------------
+    def memory_allocated(self, *device: Any) -> int:
+        """Held by tensors now."""
+        return int(self._module.memory_allocated(*device))
+
+    def memory_reserved(self, *device: Any) -> int:
+        """Held by the allocator now, whether tensors use it or not."""
+        return int(self._module.memory_reserved(*device))
+
+    def mem_get_info(self, *device: Any) -> tuple[int, int]:
+        """Free memory of the device, and all of it."""
+        free, total = self._module.mem_get_info(*device)
+        return int(free), int(total)
+
+    def reset_peak_memory_stats(self, *device: Any) -> None:
+        """`peak_memory_bytes` begins anew."""
+        self._module.reset_peak_memory_stats(*device)
+
+    def empty_cache(self) -> None:
+        """Give back to the device what the allocator holds and no tensor uses."""
+        self._module.empty_cache()
+
+    # -- profiler ------------------------------------------------------------------------------
+    def profiler(self) -> kinds.Profiler:
+        """A profiler of host and device that has not started yet."""
+        return profile(activities=[ProfilerActivity.CPU])
 
     @property
     def supports_bf16(self) -> bool:
@@ -168,84 +226,19 @@ class CudaBackend(Backend):
         if not torch.cuda.is_available():
             raise Refused("no CUDA device is available to this process", "use device=cpu")
 
+    def profiler(self) -> kinds.Profiler:
+        return profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
+
+    def use_deterministic(self, wanted: bool) -> None:
+        if wanted:  # read when cuBLAS is first used; a launcher has set it already
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        super().use_deterministic(wanted)
+
     def software(self) -> dict[str, str]:
         return {**super().software(), "cuda": str(torch.version.cuda)}
 
 
-class _TensorKind(type):
-    """A type whose instances are the tensors of one dtype on one device type."""
-
-    dtype: torch.dtype
-    device_type: str
-
-    def __instancecheck__(cls, value: object) -> bool:
-        return (
-            isinstance(value, torch.Tensor)
-            and value.dtype == cls.dtype
-            and value.device.type == cls.device_type
-        )
-
-
-def _tensor_kind(name: str, dtype: torch.dtype, device_type: str) -> type:
-    return _TensorKind(name, (), {"dtype": dtype, "device_type": device_type})
-
-
-class NpuBackend(Backend):
-    """torch_npu's torch.npu. This class is the only importer of torch_npu.
-
-    Raises:
-        Refused: torch_npu is absent, cannot be loaded (no CANN), or sees no device.
-    """
-
-    device_type = "npu"
-    communication_backend = "hccl"
-    sum_dtype = torch.float32  # HCCL sums no float64
-
-    def __init__(self) -> None:
-        super().__init__(_import_torch_npu())
-        if not self._module.is_available():
-            raise Refused(
-                "torch_npu is installed but sees no NPU",
-                "check npu-smi info and ASCEND_RT_VISIBLE_DEVICES, or use device=cpu",
-            )
-        # own kinds: isinstance must work whatever legacy tensor types torch_npu defines
-        self.FloatTensor = _tensor_kind("FloatTensor", torch.float32, "npu")
-        self.HalfTensor = _tensor_kind("HalfTensor", torch.float16, "npu")
-        self.BFloat16Tensor = _tensor_kind("BFloat16Tensor", torch.bfloat16, "npu")
-        self.nvtx = _NoRanges()
-
-    def software(self) -> dict[str, str]:
-        found = {**super().software(), "torch_npu": importlib.metadata.version("torch_npu")}
-        try:
-            found["cann"] = str(self._module.utils.get_cann_version("CANN"))
-        except AttributeError:
-            pass  # before torch_npu 2.6
-        return found
-
-
-def _import_torch_npu() -> Any:
-    """Import torch_npu and return torch.npu, or say in one line why that is not possible."""
-    try:
-        package = importlib.import_module("torch_npu")
-    except ModuleNotFoundError as error:
-        if error.name != "torch_npu":
-            raise Refused(
-                f"torch_npu needs the missing module {error.name}", f"install {error.name}"
-            ) from error
-        raise Refused(
-            "device npu needs torch_npu, which is not installed", "pip install 'loopmoe-train[npu]'"
-        ) from error
-    except (ImportError, RuntimeError, OSError) as error:
-        # without CANN on the library path: ImportError libhccl.so, at times inside a RuntimeError
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise Refused(
-            f"torch_npu cannot be loaded: {first_line}",
-            "install CANN and source its set_env.sh before starting, or use device=cpu",
-        ) from error
-    return package.npu
-
-
-class _NoRanges:
+class NoRanges:
     """Profiler ranges where there is no profiler to show them."""
 
     def range_push(self, message: str, *arguments: Any, **named: Any) -> int:
@@ -270,6 +263,8 @@ def available() -> str:
     wanted = os.environ.get("LOOPMOE_DEVICE", "")
     if wanted:
         return wanted
+    from loopmoe_train.device.npu import NpuBackend
+
     try:
         NpuBackend()
         return "npu"
@@ -283,8 +278,9 @@ def create(device_type: str) -> Backend:
     Raises:
         Refused: the name is unknown, or the device is not usable on this machine.
     """
-    # imported here: the cpu backend builds on this module
+    # imported here: these build on this module
     from loopmoe_train.device.cpu import CpuBackend, MetaBackend
+    from loopmoe_train.device.npu import NpuBackend
 
     kinds: dict[str, Callable[[], Backend]] = {
         "cpu": CpuBackend,

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from loopmoe_train.device.backends import Backend, _NoRanges
+from loopmoe_train.device.backends import Backend, NoRanges
 
 _STATUS = "/proc/self/status"
 _CLEAR_REFS = "/proc/self/clear_refs"
@@ -121,7 +121,7 @@ class CpuBackend(Backend):
     def __init__(self) -> None:
         super().__init__(torch.cpu)
         self.default_generators = _AllOneGenerator()
-        self.nvtx = _NoRanges()
+        self.nvtx = NoRanges()
         self._default_stream = self._stream = Stream()
         # dotted names as in torch.cuda.random.get_rng_state and torch.cuda.amp.custom_fwd
         self.random = SimpleNamespace(

@@ -10,31 +10,11 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from dataclasses import dataclass
 from typing import Dict, Iterator, List, Mapping, Optional
 
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.device.environment_table import BY_NAME, KNOWN, SETTINGS, exec_seconds
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong with an environment.
-
-    Attributes:
-        name: the variable.
-        status: "WARN", or "FAIL": it cannot work, or is not what the run says.
-        what: a clause that says what is wrong.
-        fix: what to do about it.
-    """
-
-    name: str
-    status: str
-    what: str
-    fix: str
-
-    def __str__(self) -> str:
-        return f"{self.what} -> {self.fix}"
+from loopmoe_train.device.problem import Problem
 
 
 def for_ranks(run: RunConfig, given: Mapping[str, str]) -> Dict[str, str]:

@@ -20,3 +20,6 @@ class Problem:
     status: str
     what: str
     fix: str
+
+    def __str__(self) -> str:
+        return f"{self.what} -> {self.fix}"

@@ -17,7 +17,7 @@ from loopmoe_train.doctor import alike, device, links, node, rates
 from loopmoe_train.doctor.check import Check, failed, look, passed, report
 from loopmoe_train.doctor.meeting import START, Meeting, Missing
 from loopmoe_train.parallel.environment import Place
-from loopmoe_train.parallel.rendezvous import default_to_loopback
+from loopmoe_train.parallel.rendezvous import choose_interface
 from loopmoe_train.spec.grid import ATTENTION, EXPERTS, Grid, grid_of
 
 _PINGS = 5
@@ -148,7 +148,7 @@ class Examination:
             self.meeting.tell("all computes", not any(one[0]["fix"] for one in told))
         if not self.meeting.told("all computes", 0):
             raise _Over  # what stays to be seen needs the devices of all
-        default_to_loopback(self.here)
+        choose_interface(self.here)
         self.meeting.come("join", self.everybody)
         with self._together("join", self.everybody):
             dist.init_process_group(

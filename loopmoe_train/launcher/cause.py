@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Optional
 from loopmoe_train.errors import LoopMoEError, RankLost, Refused, RunFailed, TrainingStopped
 from loopmoe_train.train.heartbeat import Sign
 
-_KINDS = {kind.exit_code: kind for kind in (RunFailed, Refused, TrainingStopped, RankLost)}
+KINDS = {kind.exit_code: kind for kind in (RunFailed, Refused, TrainingStopped, RankLost)}
 AGAIN = "the same command resumes from the last checkpoint"
 
 
@@ -28,6 +28,8 @@ class Fault:
         detection_s: from then to noticing, in seconds.
         next_step_s: from then to the end of the first step of the next attempt.
         report_file: where the attempt is reported.
+        hang: nobody got further, for whatever reason.
+        follows: it came of something elsewhere: of a peer that is gone, or of another node.
     """
 
     error: LoopMoEError
@@ -38,6 +40,8 @@ class Fault:
     detection_s: float = 0.0
     next_step_s: Optional[float] = None
     report_file: Optional[Path] = None
+    hang: bool = False
+    follows: bool = False
 
 
 def cause(
@@ -49,7 +53,7 @@ def cause(
     said: a rank that loses its peer fails too, a moment later, and says so. A rank of which
     nothing is known comes before those, since somebody must have been lost.
     """
-    told = said(scratch)
+    told = said(scratch, logs)
     silent = {r: c for r, c in endings.items() if r not in {entry["rank"] for entry in told}}
     own_words = [entry for entry in told if not entry["lost_peer"]]
     for rank, code in silent.items():
@@ -73,7 +77,8 @@ def cause(
         f"rank {rank} ended with exit code {code} and said nothing",
         f"see {logs}/rank-{rank}.log",
     )
-    return Fault(error, rank, signs.get(rank))
+    # Rank 0 tells for all why a run is refused; on its node it is known.
+    return Fault(error, rank, signs.get(rank), follows=True)
 
 
 def killed(rank: int, code: int, sign: Optional[Sign], logs: Path) -> Fault:
@@ -98,14 +103,14 @@ def stopped(rank: int, sign: Sign, status: str, silent_s: float, logs: Path) -> 
     return Fault(error, rank, sign, "SIGSTOP" if by_signal else None)
 
 
-def hung(ranks: List[int], sign: Sign, stuck_s: float, logs: Path) -> Fault:
+def hung(ranks: List[int], sign: Sign, stuck_s: float, logs: Path, follows: bool = False) -> Fault:
     """The fault of ranks that run but get no further."""
     who = f"rank {ranks[0]} hangs" if len(ranks) == 1 else f"ranks {ranks} hang"
     error = RankLost(
         f"{who} {where(sign)}: no progress for {stuck_s:.1f} s; the job was killed",
         f"see {logs}/stacks-*.txt for where, or raise launcher.hang_seconds; {AGAIN}",
     )
-    return Fault(error, ranks[0], sign)
+    return Fault(error, ranks[0], sign, hang=True, follows=follows)
 
 
 def where(sign: Optional[Sign]) -> str:
@@ -127,11 +132,13 @@ def _left(rank: int, sign: Optional[Sign], how: str, logs: Path) -> Fault:
 
 def _told(entry: Dict[str, Any], signs: Dict[int, Sign]) -> Fault:
     rank = int(entry["rank"])
-    kind = _KINDS.get(entry["exit_code"], RunFailed)
-    return Fault(kind(f"rank {rank}: {entry['what']}", entry["fix"]), rank, signs.get(rank))
+    kind = KINDS.get(entry["exit_code"], RunFailed)
+    error = kind(f"rank {rank}: {entry['what']}", entry["fix"])
+    return Fault(error, rank, signs.get(rank), follows=bool(entry["lost_peer"]))
 
 
-def said(scratch: Path) -> List[Dict[str, Any]]:
+def said(*folders: Path) -> List[Dict[str, Any]]:
     """The lines that failing ranks left, the earliest first, lost peers last."""
-    entries = [json.loads(path.read_text()) for path in scratch.glob("failure-*.json")]
-    return sorted(entries, key=lambda entry: (entry["lost_peer"], entry["time"]))
+    files = [path for folder in folders for path in folder.glob("failure-*.json")]
+    told = [json.loads(path.read_text()) for path in files]
+    return sorted(told, key=lambda entry: (entry["lost_peer"], entry["time"]))

@@ -22,26 +22,30 @@ class Job:
 
     Args:
         processes: the ranks in order, or one launcher above them.
-        told_by: for a launcher above the ranks: pid of a rank -> its exit code, if it is told
-            (negative: signal); None if the processes are the ranks.
+        world: ranks of the job.
+        here: those of them on this machine; None: mpirun places them, and of those elsewhere all
+            that is seen is what it tells and they leave in the run folder.
+        told_by: for a launcher above the ranks: (rank, pid if known) -> its exit code, if it is
+            told (negative: signal); None if the processes are the ranks.
     """
 
     def __init__(
         self,
         processes: List[subprocess.Popen[bytes]],
         world: int,
+        here: Optional[int],
         scratch: Path,
-        told_by: Optional[Callable[[int], Optional[int]]] = None,
+        told_by: Optional[Callable[[int, Optional[int]], Optional[int]]] = None,
     ) -> None:
         self.processes = processes
-        self.world = world
+        self.world, self.here = world, here
         self.scratch = scratch
         self.told_by = told_by
 
     def signs(self) -> Dict[int, Sign]:
-        """The last sign of every rank that has given one."""
-        found = {r: heartbeat.read(heartbeat.beat_file(self.scratch, r)) for r in range(self.world)}
-        return {rank: sign for rank, sign in found.items() if sign is not None}
+        """The last sign of every rank of this machine that has given one, in their order."""
+        found = {r: heartbeat.read(path) for r, path in heartbeat.beat_files(self.scratch).items()}
+        return {rank: sign for rank, sign in sorted(found.items()) if sign is not None}
 
     def endings(self) -> Dict[int, Optional[int]]:
         """Exit codes (negative: signal) of the ranks that have ended; None where it is unknown."""
@@ -52,11 +56,20 @@ class Job:
         ended: Dict[int, Optional[int]] = {}
         for rank, sign in signs.items():
             if over is not None or not runs(sign.pid):
-                ended[rank] = 0 if sign.done else self.told_by(sign.pid)
+                ended[rank] = 0 if sign.done else self.told_by(rank, sign.pid)
         if over is not None:
-            for rank in set(range(self.world)) - set(signs):
-                ended[rank] = over  # it ended before its first sign
+            ended |= self._unseen(signs, over)
         return ended
+
+    def _unseen(self, signs: Dict[int, Sign], over: int) -> Dict[int, Optional[int]]:
+        """Ends of ranks without a sign, now that the launcher has ended with code ``over``."""
+        unseen = [rank for rank in range(self.world) if rank not in signs]
+        if self.here is not None:
+            # They ended before their first sign; on one node of several, which they are is a guess.
+            return dict.fromkeys(unseen[: max(0, self.here - len(signs))], over)
+        assert self.told_by is not None
+        told = {rank: self.told_by(rank, None) for rank in unseen}
+        return {rank: code for rank, code in told.items() if code is not None}
 
     def over(self) -> bool:
         """Whether everything that was started has ended."""

@@ -35,7 +35,7 @@ def start(run: RunConfig, command: List[str], env: Dict[str, str], logs: Path) -
                 pass_fds=claims(),
             )
         ranks.append(process)
-    return Job(ranks, run.cluster.devices, Path(env["LOOPMOE_SCRATCH"]))
+    return Job(ranks, run.cluster.devices, run.cluster.devices, Path(env["LOOPMOE_SCRATCH"]))
 
 
 def shown(run: RunConfig, command: List[str], env: Dict[str, str]) -> str:

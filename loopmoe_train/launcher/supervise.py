@@ -1,6 +1,7 @@
-"""Run a job to its end on this machine: start, watch, restart from the last checkpoint.
+"""Run a job to its end: start its ranks on this machine, watch, restart from the last checkpoint.
 
-The same for all launchers. Every attempt has a folder and a rendezvous of its own, and leaves
+The same for all launchers. Of a job on several nodes this is done on each, and all of them decide
+alike (nodes.py). Every attempt has a folder and a rendezvous of its own, and leaves
 ``logs/attempt-<n>.json``. Not retried: input that is refused, training that stopped itself, a
 request to stop, an error before the first step (it would only come again), and a job that fails
 twice at the same step.
@@ -18,44 +19,77 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Sequence
 
+from loopmoe_train.config.launcher_rules import spans_nodes
 from loopmoe_train.config.run_file import run_dir
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.device import environment
-from loopmoe_train.errors import Interrupted, LoopMoEError, RankLost, RunFailed
+from loopmoe_train.errors import Interrupted, LoopMoEError, RankLost, Refused, RunFailed
 from loopmoe_train.files import write_text
-from loopmoe_train.launcher import cause, local, wrapped
+from loopmoe_train.launcher import batch, cause, hosts, local, wrapped
 from loopmoe_train.launcher.cause import AGAIN, Fault, where
 from loopmoe_train.launcher.job import Job
+from loopmoe_train.launcher.nodes import Ending, Nodes, meet
 from loopmoe_train.launcher.watch import watch
+from loopmoe_train.redact import redact
 from loopmoe_train.train.heartbeat import Sign
 
 TRAIN = "loopmoe_train.train"
 
 
-def launch(run: RunConfig, module: str = TRAIN, logs: str = "logs") -> None:
+def launch(
+    run: RunConfig, module: str = TRAIN, logs: str = "logs", overrides: Sequence[str] = ()
+) -> bool:
     """Run ``python -m module <run folder>/run.yaml`` on every rank until all are done.
 
     The output of rank 0 is this process's; everything else goes to the folder ``logs`` of the run.
-    Only training is restarted.
+    Only training is restarted. Over several nodes the ranks get ``overrides`` instead of a file,
+    and rank 0 makes the run of them.
+
+    Returns:
+        Whether rank 0 was here, or nobody on its machine has a command of its own.
 
     Raises:
+        Refused: a job on several nodes that is no training, or whose nodes do not come together.
         RankLost: a rank was killed, stopped or hung, and restarts did not help.
         LoopMoEError: what the first failing rank said.
     """
-    command = [sys.executable, "-m", module, str(run_dir(run) / "run.yaml")]
-    history = History(run.launcher.max_restarts if module == TRAIN else 0)
+    command = [sys.executable, "-m", module]
+    if not spans_nodes(run.launcher):
+        return _until_done(run, [*command, str(run_dir(run) / "run.yaml")], logs)
+    if not overrides:
+        raise Refused(
+            f"launcher={run.launcher.kind} over several nodes is for training",
+            "do this on one machine",
+        )
+    command += overrides
+    if run.launcher.kind != "torchrun":
+        return _until_done(run, command, logs)
+    nodes = meet(run, overrides)
+    try:
+        return _until_done(run, command, f"{logs}/node-{nodes.index}", nodes)
+    finally:
+        nodes.leave()
+
+
+def _until_done(
+    run: RunConfig, command: List[str], logs: str, nodes: Optional[Nodes] = None
+) -> bool:
+    """Start ``command`` on every rank, again and again until it is done or there is no sense in it;
+    whether rank 0 was here."""
+    history = History(run.launcher.max_restarts if command[2] == TRAIN else 0)
     began = time.time()
     while True:
-        attempt = _Attempt(run, command, len(history.faults), began, logs)
-        fault = attempt.run_to_end(history)
-        if fault is None:
-            return
-        refusal = history.add(fault, attempt.asked, attempt.steps_here)
+        attempt = _Attempt(run, command, len(history.faults), began, logs, nodes)
+        end = attempt.run_to_end(history)
+        if end.fault is None:
+            return nodes is None or 0 in attempt.signs
+        refusal = history.add(end.fault, end.asked, end.steps_here)
         attempt.report(refusal)
         if refusal is not None:
             raise refusal
+        fault = end.fault
         print(
             f"loopmoe train: {fault.error.what} -> restart {history.in_a_row} of "
             f"{run.launcher.max_restarts} from the last checkpoint",
@@ -66,12 +100,18 @@ def launch(run: RunConfig, module: str = TRAIN, logs: str = "logs") -> None:
 
 def shown(run: RunConfig, overrides: List[str]) -> str:
     """Command lines that start the run composed of ``overrides`` by hand, for a shell."""
+    if run.launcher.kind in batch.KINDS:
+        return redact(batch.shown(run, overrides))
     words = [word for word in overrides if not word.startswith("launcher.dry_run=")]
     command, env = [sys.executable, "-m", TRAIN, *words], _shared_variables(run)
     if run.launcher.kind == "local":
         rendezvous = f"file://{tempfile.gettempdir()}/loopmoe-{os.getpid()}"
-        return local.shown(run, command, {**env, "LOOPMOE_RENDEZVOUS": rendezvous})
-    return wrapped.shown(wrapped.command(run, command), env)
+        return redact(local.shown(run, command, {**env, "LOOPMOE_RENDEZVOUS": rendezvous}))
+    env |= hosts.variables(run)
+    line = wrapped.shown(wrapped.command(run, command, {**os.environ, **env}), env)
+    if run.launcher.nodes > 1:
+        line = f"# on each of the {run.launcher.nodes} nodes\n{line}"
+    return redact(line)
 
 
 @dataclass
@@ -142,12 +182,16 @@ class _Attempt:
     """One start of the job."""
 
     def __init__(
-        self, run: RunConfig, command: List[str], number: int, began: float, logs: str
-    ) -> None:
+        self, run: RunConfig, command: List[str], number: int, began: float, logs: str,
+        nodes: Optional[Nodes],
+    ) -> None:  # fmt: skip
         self.run, self.command, self.number, self.began = run, command, number, began
-        self.logs = run_dir(run) / logs
+        self.nodes = nodes
+        self.logs = (run_dir(run) / logs).absolute()
         self.logs.mkdir(parents=True, exist_ok=True)
         self.file = _next_report(self.logs)
+        for said in self.logs.glob("failure-*.json"):
+            said.unlink()  # of ranks of an attempt before that had no folder to leave it in
         self.asked: List[int] = []
         self.signs: Dict[int, Sign] = {}
         self.failures: List[Dict[str, Any]] = []
@@ -161,12 +205,14 @@ class _Attempt:
         """Steps done in this attempt."""
         return max((sign.steps_here for sign in self.signs.values()), default=0)
 
-    def run_to_end(self, history: History) -> Optional[Fault]:
-        """Start, watch and clear away; the fault if there was one."""
+    def run_to_end(self, history: History) -> Ending:
+        """Start, watch and clear away; how it ended, on all nodes."""
         previous = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
         with tempfile.TemporaryDirectory(prefix="loopmoe-") as scratch:
             # Whoever finds it unfinished later knows that this process was killed.
             _write(self.file, self._where() | dict(outcome="running", scratch=scratch))
+            if self.nodes is not None:
+                self.nodes.begin(self.number)
             job = self._start(Path(scratch))
             try:
                 for number in previous:
@@ -184,34 +230,51 @@ class _Attempt:
                 job.end()
                 for number, handler in previous.items():
                     signal.signal(number, handler)
-            self.failures = cause.said(Path(scratch))
+            self.failures = cause.said(Path(scratch), self.logs)
+        end = Ending(self.fault, self.asked, self.steps_here)
+        if self.nodes is not None:
+            end = self.nodes.agree(end)
+            self.fault = end.fault
         if self.fault is None:
             self.report(None)
-        return self.fault
+        return end
 
     def _start(self, scratch: Path) -> Job:
         env = dict(
             os.environ,
             **_shared_variables(self.run),
             LOOPMOE_SCRATCH=str(scratch),
-            # A file, not a port: nothing to collide with and nothing to reach from outside.
-            LOOPMOE_RENDEZVOUS=f"file://{scratch}/rendezvous",
             LOOPMOE_ATTEMPT=str(self.number),
         )
+        if not spans_nodes(self.run.launcher):
+            # A file, not a port: nothing to collide with and nothing to reach from outside.
+            env["LOOPMOE_RENDEZVOUS"] = f"file://{scratch}/rendezvous"
         if self.number:
             env["LOOPMOE_RESUME"] = _resume(self.run, self.began)
             env["LOOPMOE_STARTED"] = str(time.time())
-        start = local.start if self.run.launcher.kind == "local" else wrapped.start
-        return start(self.run, self.command, env, self.logs)
+        if self.run.launcher.kind == "local":
+            return local.start(self.run, self.command, env, self.logs)
+        meeting = []
+        if self.nodes is not None:
+            meeting = wrapped.meeting(self.number, self.nodes.address)
+        return wrapped.start(self.run, self.command, env, self.logs, meeting)
 
     def _pass_on(self, job: Job, number: int, frame: Optional[FrameType]) -> None:
         """First SIGINT or SIGTERM: passed on to the ranks, which finish the step. Second: kill."""
         job.send(signal.SIGKILL if self.asked else number)
         self.asked.append(number)
 
-    def _look(self, signs: Dict[int, Sign], waiting: Optional[Fault]) -> None:
+    def _look(self, signs: Dict[int, Sign], waiting: Optional[Fault]) -> Optional[Fault]:
+        """A fault of another node, if there is one."""
+        self._complete(signs, waiting)
+        return self.nodes.news() if self.nodes is not None else None
+
+    def _complete(self, signs: Dict[int, Sign], waiting: Optional[Fault]) -> None:
         """Complete the report of the attempt before when this one has made its first step."""
-        if waiting is None or waiting.next_step_s is not None or len(signs) < _world(self.run):
+        run = self.run
+        afar = run.launcher.kind == "mpirun" and spans_nodes(run.launcher)
+        here = 1 if afar else run.cluster.devices // run.launcher.nodes
+        if waiting is None or waiting.next_step_s is not None or len(signs) < here:
             return
         firsts = [sign.first_step_at for sign in signs.values()]
         if all(firsts):
@@ -258,10 +321,6 @@ class _Attempt:
             )
             fault.report_file = self.file
         _write(self.file, about)
-
-
-def _world(run: RunConfig) -> int:
-    return run.cluster.devices
 
 
 def _resume(run: RunConfig, began: float) -> str:

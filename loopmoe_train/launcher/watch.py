@@ -21,11 +21,12 @@ from loopmoe_train.train.heartbeat import Sign, stacks_file
 POLL_S = 0.1
 _LAST_WORDS_S = 0.2  # for a rank that failed first to write its line
 _LAUNCHER_S = 1.5  # for torchrun or mpirun to report how a rank ended
+_MPIRUN_S = 10.0  # for mpirun to end the ranks on other machines and report
 _MOST_PER_POLL_S = 0.5  # a machine that was asleep must not look like a rank that was
 _HANG_FLOOR_S = 60.0
 _HANG_FACTOR = 10.0
 
-Poll = Callable[[Dict[int, Sign]], None]
+Poll = Callable[[Dict[int, Sign]], Optional[Fault]]
 
 
 def watch(job: Job, limits: LauncherConfig, logs: Path, each_poll: Poll) -> Optional[Fault]:
@@ -37,7 +38,8 @@ def watch(job: Job, limits: LauncherConfig, logs: Path, each_poll: Poll) -> Opti
     the Python stacks of all ranks are left in ``logs``.
 
     Args:
-        each_poll: called with the present signs at every look.
+        each_poll: called with the present signs at every look; a fault of another node, which ends
+            what runs here too.
     """
     pulses: Dict[int, _Pulse] = {}
     looked = time.monotonic()
@@ -45,13 +47,14 @@ def watch(job: Job, limits: LauncherConfig, logs: Path, each_poll: Poll) -> Opti
         now = time.monotonic()
         passed, looked = min(now - looked, _MOST_PER_POLL_S), now
         signs = job.signs()
-        each_poll(signs)
+        elsewhere = each_poll(signs)
         for rank, sign in signs.items():
             pulses.setdefault(rank, _Pulse(sign)).feel(sign, passed)
         fault = (
             _ended(job, logs, pulses)
             or _silent(signs, pulses, limits, logs)
             or _hung(job, signs, pulses, limits, logs)
+            or (elsewhere and _explained(job, elsewhere, signs, pulses, logs))
         )
         if fault is not None or job.over():
             return fault
@@ -71,6 +74,20 @@ def hang_limit(sign: Sign, limits: LauncherConfig) -> Optional[float]:
     if sign.phase != "step" or sign.steps_here < 2:
         return None
     return max(_HANG_FLOOR_S, _HANG_FACTOR * sign.longest_step_s)
+
+
+def _explained(
+    job: Job, elsewhere: Fault, signs: Dict[int, Sign], pulses: Dict[int, _Pulse], logs: Path
+) -> Fault:
+    """A fault of another node; of a hang that was seen there the cause may be here."""
+    if not isinstance(elsewhere.error, RankLost) or not elsewhere.hang:
+        return elsewhere
+    stacks = keep_stacks(job, logs)
+    behind = _furthest_behind(signs)
+    guilty = [rank for rank in behind if rank in stacks and not waits(stacks[rank])]
+    if not guilty:
+        return elsewhere
+    return cause.hung(guilty, signs[guilty[0]], pulses[guilty[0]].stuck_s, logs)
 
 
 def keep_stacks(job: Job, logs: Path) -> Dict[int, str]:
@@ -118,24 +135,37 @@ class _Pulse:
 
 
 def _ended(job: Job, logs: Path, pulses: Dict[int, _Pulse]) -> Optional[Fault]:
-    if not _bad(job):
+    if not _bad(job) and not _failed_afar(job):
         return None
     detected = time.monotonic()
     time.sleep(_LAST_WORDS_S)
-    deadline = detected + _LAUNCHER_S
+    deadline = detected + (_LAUNCHER_S if job.here is not None else _MPIRUN_S)
     while None in _bad(job).values() and not job.over() and time.monotonic() < deadline:
         time.sleep(POLL_S)
     signs = job.signs()
-    if not signs and job.told_by is not None:
+    if not signs and job.told_by is not None and not cause.said(job.scratch, logs):
         words = _last_line(logs)
         return Fault(RunFailed(f"the ranks did not start: {words}", f"see {logs}"))
-    fault = cause.cause(_bad(job), signs, job.scratch, logs)
+    bad = _bad(job)
+    if not bad and not cause.said(job.scratch, logs):
+        words = _last_line(logs)
+        return Fault(RunFailed(f"a rank on another machine ended badly: {words}", f"see {logs}"))
+    if job.here is None and signs:
+        # Ranks go in step: one on another machine is about where those here are.
+        slowest = min(signs.values(), key=lambda sign: sign.step)
+        signs = {**dict.fromkeys(range(job.world), slowest), **signs}
+    fault = cause.cause(bad, signs, job.scratch, logs)
     pulse = pulses.get(-1 if fault.rank is None else fault.rank)
     fault.last_sign_at = pulse.sign.beat if pulse else detected
     fault.detection_s = detected - fault.last_sign_at
     if isinstance(fault.error, RankLost) and "answer in time" in fault.error.what:
         keep_stacks(job, logs)
     return fault
+
+
+def _failed_afar(job: Job) -> bool:
+    """Whether mpirun over several machines has failed."""
+    return job.here is None and job.processes[0].poll() not in (None, 0)
 
 
 def _bad(job: Job) -> Dict[int, Optional[int]]:
@@ -179,9 +209,12 @@ def _hung(
     stacks = keep_stacks(job, logs)
     behind = _furthest_behind(signs)
     # Who is not waiting for others is the one that others wait for.
-    guilty = [rank for rank in behind if rank in stacks and not waits(stacks[rank])] or behind
+    guilty = [rank for rank in behind if rank in stacks and not waits(stacks[rank])]
+    # All wait: for a rank elsewhere, if there is one.
+    follows = not guilty and job.here != job.world
+    guilty = guilty or behind
     sign = signs[guilty[0]]
-    fault = cause.hung(guilty, sign, pulses[guilty[0]].stuck_s, logs)
+    fault = cause.hung(guilty, sign, pulses[guilty[0]].stuck_s, logs, follows)
     fault.last_sign_at = sign.moved
     fault.detection_s = detected - sign.moved
     return fault

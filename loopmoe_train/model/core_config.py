@@ -66,6 +66,7 @@ def transformer_config(run: RunConfig) -> TransformerConfig:
         params_dtype=dtype,
         pipeline_dtype=dtype,
         autocast_dtype=dtype,
+        deterministic_mode=run.cluster.deterministic,
         # A loss per token is what makes layouts agree.
         calculate_per_token_loss=True,
         # Kernels of TransformerEngine or Apex, or torch.compile at import: never needed here.

@@ -1,6 +1,7 @@
 """The optimizer of a run and its schedule.
 
-``adamw``: by megatron-core, plain or sharded over data-parallel ranks. ``muon``: Muon for the
+``adamw``: by megatron-core, plain or sharded over data-parallel ranks, on the device or on the
+host. ``muon``: Muon for the
 matrices inside layers and AdamW for the rest, both spread over the ranks by whole parameters.
 """
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.device.accelerator import accel
 from loopmoe_train.model.build import bare
+from loopmoe_train.optim.host import TorchUpdate, in_place_of_cores
 from loopmoe_train.optim.layerwise import AdamW, LayerwiseOptimizer, part
 from loopmoe_train.optim.matrices import by_muon, cost, mark_stacked
 from loopmoe_train.optim.muon import STACKED, Muon
@@ -32,13 +34,26 @@ def build_optimizer(
     optimizer: MegatronOptimizer
     if run.optim.kind == "muon":
         optimizer = _muon_and_adamw(run, config, model)
+    elif run.optim.offload == "cpu":
+        with in_place_of_cores(_updates[run.optim.offload_update]):
+            optimizer = get_megatron_optimizer(config, model)
     else:
         optimizer = get_megatron_optimizer(config, model)
     return optimizer, _schedule(run, optimizer)
 
 
+def _deepspeed() -> Any:
+    from loopmoe_train.optim.deepspeed_adam import DeepSpeedUpdate
+
+    return DeepSpeedUpdate()
+
+
+_updates: Dict[str, Callable[[], Any]] = {"torch": TorchUpdate, "deepspeed": _deepspeed}
+
+
 def _core_config(run: RunConfig) -> OptimizerConfig:
     optim = run.optim
+    on_host = optim.offload == "cpu"
     return OptimizerConfig(
         optimizer="adam",
         lr=optim.lr,
@@ -52,6 +67,9 @@ def _core_config(run: RunConfig) -> OptimizerConfig:
         params_dtype=torch.bfloat16 if run.precision == "bf16" else torch.float32,
         use_distributed_optimizer=run.parallel.distributed_optimizer and optim.kind == "adamw",
         overlap_param_gather=run.parallel.overlap_param_gather,
+        # The optimizer holds the fp32 weights itself, and the device none.
+        optimizer_cpu_offload=on_host,
+        use_precision_aware_optimizer=on_host,
     )
 
 

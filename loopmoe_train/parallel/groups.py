@@ -14,7 +14,7 @@ from loopmoe_train.device.accelerator import accel
 from loopmoe_train.errors import RunFailed
 from loopmoe_train.moe.dispatch import levels
 from loopmoe_train.parallel.environment import place
-from loopmoe_train.parallel.rendezvous import default_to_loopback, store
+from loopmoe_train.parallel.rendezvous import choose_interface, store
 from loopmoe_train.spec.exchange import TWO_LEVEL
 from loopmoe_train.spec.placement import placement_of
 
@@ -33,8 +33,9 @@ def join(run: RunConfig) -> None:
             f"cluster.devices={run.cluster.devices} but {here.world} processes were started",
             f"start {run.cluster.devices}, or set cluster.devices={here.world}",
         )
-    default_to_loopback(here)
+    choose_interface(here)
     accel.set_device(here.local_rank)
+    accel.use_deterministic(run.cluster.deterministic)
     timeout = timedelta(minutes=run.launcher.timeout_minutes)
     job = store()
     job.set_timeout(timeout)

@@ -18,12 +18,14 @@ import tempfile
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
+from typing import Optional
 
 import psutil
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from loopmoe_train.errors import Refused
+from loopmoe_train.parallel.addresses import address_towards, interface_of
 from loopmoe_train.parallel.environment import Place, place, restart_count
 
 _CONNECT = timedelta(minutes=10)  # for ranks to appear that are started on other machines
@@ -78,10 +80,20 @@ def early_store(patience: timedelta) -> dist.Store:
     return dist.PrefixStore(f"loopmoe-early/{restart_count()}", shared)
 
 
-def default_to_loopback(here: Place) -> None:
-    """Let gloo connect ranks of one machine over loopback: nothing is reachable from outside."""
-    if here.one_machine and os.path.exists("/sys/class/net/lo"):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+def choose_interface(here: Place) -> None:
+    """Let gloo connect ranks of one machine over loopback, where nothing is reachable from outside,
+    and those of several over the interface that leads to rank 0. What the environment names counts.
+
+    Gloo itself would take the address of this machine's name, which may be one of loopback.
+    """
+    found: Optional[str] = None
+    if here.one_machine:
+        found = "lo" if os.path.exists("/sys/class/net/lo") else None
+    elif "MASTER_ADDR" in os.environ:
+        address = address_towards(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+        found = interface_of(address)
+    if found is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", found)
 
 
 def _job_file() -> Path:

@@ -129,7 +129,7 @@ def workload_of(run: RunConfig) -> Workload:
     """
     placement = placement_of(run)
     vocabulary = run.model.vocab_size or run.tokenizer.vocab_size
-    parallel, moe = run.parallel, run.model.moe
+    parallel, moe, offloaded = run.parallel, run.model.moe, run.optim.offload == "cpu"
     return Workload(
         shape=shape_of(run.model, vocabulary),
         grid=grid_of(run),
@@ -147,6 +147,8 @@ def workload_of(run: RunConfig) -> Workload:
         memory=Memory(
             full=max(map(len, placement.slots)) if run.memory.recompute == "full" else None,
             modules=frozenset(run.memory.recompute_modules),  # empty but for `selective`
+            # On cluster=cpu the host's memory is the device's.
+            swap=frozenset({"optimizer"} if offloaded and run.cluster.device != "cpu" else ()),
         ),
         overlap=Overlap(
             gradients=parallel.overlap_grad_reduce,

@@ -109,6 +109,7 @@ def _redirect(rank: int) -> None:
     """Send the output to logs/ as our launcher does it for ranks that it starts itself."""
     logs = os.environ.get("LOOPMOE_LOGS")
     if logs:
+        os.makedirs(logs, exist_ok=True)  # on another machine than the supervisor's
         log = os.open(f"{logs}/rank-{rank}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         for stream in (2,) if rank == 0 else (1, 2):
             os.dup2(log, stream)
@@ -146,10 +147,10 @@ def _tell(error: LoopMoEError, lost_peer: bool) -> int:
         time=time.time(),
         host=socket.gethostname(),
     )
-    scratch = os.environ.get("LOOPMOE_SCRATCH")
-    if scratch:
-        target = failure_file(Path(scratch), rank)
-        write_text(target, json.dumps(entry))
+    # On a machine without supervisor: where it looks for the logs, a folder that all nodes see.
+    told_in = heartbeat.scratch() or os.environ.get("LOOPMOE_LOGS")
+    if told_in:
+        write_text(failure_file(Path(told_in), rank), json.dumps(entry))
     else:
         print(f"loopmoe train: rank {rank}: {error}", file=sys.stderr, flush=True)
     return error.exit_code

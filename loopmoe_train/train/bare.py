@@ -1,7 +1,7 @@
 """A start by torchrun or mpirun alone: rank 0 makes the run, the others get it from the store.
 
-No disk is shared by assumption: the text of the run travels, and every machine prepares the
-dataset at ``data.path`` for itself (at most once: the folder is locked while it is built).
+The text of the run travels, and every machine prepares the dataset at ``data.path`` for itself (at
+most once: the folder is locked while it is built). The run folder alone has to be one for all.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ from loopmoe_train.data.mixture import ensure_mixture
 from loopmoe_train.errors import AlreadyTold, Refused
 from loopmoe_train.parallel.environment import Place, place
 from loopmoe_train.parallel.rendezvous import store
-from loopmoe_train.train.preflight import check_machine, prepare
+from loopmoe_train.train import shared
+from loopmoe_train.train.preflight import (
+    build_operators,
+    check_machine,
+    prepare,
+    set_environment,
+)
 
 _PATIENCE = timedelta(hours=24)  # rank 0 may have a corpus to tokenise first
 _READ_S = 20.0  # for the others to read that rank 0 leaves
@@ -34,10 +40,11 @@ def agree(overrides: List[str], tell: Callable[[Exception], int]) -> RunConfig:
         tell: tells a failure to the user; returns the exit code.
 
     Raises:
-        Refused: this machine lacks devices or the same data as that of rank 0.
+        Refused: this machine lacks devices, the run folder, or the same data as that of rank 0.
         AlreadyTold: rank 0 refused.
     """
     here = place()
+    threads_given = "OMP_NUM_THREADS" in os.environ
     if here.rank == 0:
         reply = _compose(overrides, here, tell)
     else:
@@ -48,11 +55,12 @@ def agree(overrides: List[str], tell: Callable[[Exception], int]) -> RunConfig:
         if "exit_code" in reply:
             raise AlreadyTold(reply["exit_code"])
     run = run_file.parse(reply["run"], "the run that rank 0 composed")
+    if not here.one_machine and here.rank and here.local_rank == 0:
+        shared.look_for(reply["mark"], run_file.run_dir(run), here.rank)
     if here.rank:
+        set_environment(run)
         _prepare_here(run, here, reply["dataset"])
-    # megatron.core is ported to a device when it is imported.
-    os.environ["LOOPMOE_DEVICE"] = run.cluster.device
-    if "OMP_NUM_THREADS" not in os.environ:
+    if not threads_given:
         torch.set_num_threads(run.launcher.threads_per_rank)
     return run
 
@@ -62,7 +70,10 @@ def _compose(overrides: List[str], here: Place, tell: Callable[[Exception], int]
     job = store()
     try:
         words = _with_world(overrides, here)
-        run, text = prepare(words, lambda line: print(line, flush=True), here.local_world)
+        resume = os.environ.get("LOOPMOE_RESUME")  # a supervisor starts the job again
+        run, text = prepare(
+            words, lambda line: print(line, flush=True), here.local_world, again=resume is not None
+        )
         if text is None:
             raise Refused("launcher.dry_run=true: the ranks are running", "leave it out")
     except Exception as error:
@@ -74,7 +85,10 @@ def _compose(overrides: List[str], here: Place, tell: Callable[[Exception], int]
     except BaseException:
         job.set("run", json.dumps({"exit_code": 1}))
         raise
-    reply = {"run": run_file.dump(run), "dataset": text.fingerprint}
+    run.checkpoint.resume = resume or run.checkpoint.resume
+    run.runs_dir = os.path.abspath(run.runs_dir)  # not every rank need be in the same folder
+    mark = shared.mark(run_file.run_dir(run))
+    reply = {"run": run_file.dump(run), "dataset": text.fingerprint, "mark": mark}
     job.set("run", json.dumps(reply))
     return reply
 
@@ -101,7 +115,12 @@ def _wait_for_readers(readers: int) -> None:
 
 def _prepare_here(run: RunConfig, here: Place, fingerprint: str) -> None:
     check_machine(run, here.local_world)
-    found = ensure_mixture(run, lambda line: print(line, file=sys.stderr, flush=True))
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    build_operators(run, say)
+    found = ensure_mixture(run, say)
     if found.fingerprint != fingerprint:
         raise Refused(
             f"rank {here.rank}: {run.data.path} holds another dataset here than on rank 0",

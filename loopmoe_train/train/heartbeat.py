@@ -20,7 +20,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Dict, Optional
 
 BEAT_S = 0.25
 
@@ -105,9 +105,22 @@ class _Writer:
 _writer: Optional[_Writer] = None
 
 
+def scratch() -> Optional[Path]:
+    """Folder of the supervisor of this machine; None without one (a rank that mpirun has started on
+    another machine has the variable and not the folder)."""
+    named = os.environ.get("LOOPMOE_SCRATCH")
+    return Path(named) if named and os.path.isdir(named) else None
+
+
 def beat_file(scratch: Path, rank: int) -> Path:
     """Where rank ``rank`` beats."""
     return scratch / f"beat-{rank}"
+
+
+def beat_files(folder: Path) -> Dict[int, Path]:
+    """Those that are there, by rank."""
+    names = {path.name.removeprefix("beat-"): path for path in folder.glob("beat-*")}
+    return {int(rank): path for rank, path in names.items() if rank.isdigit()}
 
 
 def stacks_file(scratch: Path, rank: int) -> Path:
@@ -118,11 +131,11 @@ def stacks_file(scratch: Path, rank: int) -> Path:
 def start(rank: int) -> None:
     """Begin to beat if a supervisor asked for it, and print stacks on SIGUSR1."""
     global _writer
-    scratch = os.environ.get("LOOPMOE_SCRATCH")
-    stacks = open(stacks_file(Path(scratch), rank), "w") if scratch else sys.stderr  # noqa: SIM115
+    folder = scratch()
+    stacks = open(stacks_file(folder, rank), "w") if folder else sys.stderr  # noqa: SIM115
     faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
-    if scratch and _writer is None:
-        _writer = _Writer(beat_file(Path(scratch), rank))
+    if folder and _writer is None:
+        _writer = _Writer(beat_file(folder, rank))
 
 
 def at(phase: str, step: int) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence, Tuple
 
+from loopmoe_train.config.launcher_rules import spans_nodes
 from loopmoe_train.config.run_file import run_dir, save
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.data.mixture import Mixture, ensure_mixture
-from loopmoe_train.device import environment
+from loopmoe_train.device import environment, rank_table
+from loopmoe_train.device.problem import Problem
 from loopmoe_train.errors import Refused
 from loopmoe_train.train.claim import claim
 
@@ -20,15 +23,20 @@ if TYPE_CHECKING:
 
 
 def prepare(
-    overrides: Sequence[str], say: Callable[[str], None], devices_here: Optional[int] = None
+    overrides: Sequence[str],
+    say: Callable[[str], None],
+    devices_here: Optional[int] = None,
+    again: bool = False,
 ) -> Tuple[RunConfig, Optional[Mixture]]:
     """From a command line to a run that can start: composed, checked, data there, run.yaml written.
 
-    With ``launcher.dry_run`` it is composed and checked; data and run folder are left alone.
+    With ``launcher.dry_run`` it is composed and checked; data and run folder are left alone. So it
+    is by the command that starts ranks on other machines: there rank 0 prepares.
 
     Args:
         say: receives plain lines about the progress.
-        devices_here: processes on this machine; all of the run if None.
+        devices_here: processes on this machine, told by a rank; None: this is the command.
+        again: a job that goes on after a fault has checkpoints, perhaps its last one.
 
     Raises:
         Refused: anything that is known to be wrong beforehand.
@@ -37,17 +45,36 @@ def prepare(
 
     run = compose(overrides)
     anchor(run)
-    check_environment(run, say)
-    check_machine(run, devices_here)
-    if run.launcher.dry_run:
+    doubts = check_environment(run)
+    if devices_here is not None:  # this process is a rank, and nothing has prepared its environment
+        set_environment(run)
+    check_machine(run, _started_here(run) if devices_here is None else devices_here)
+    for doubt in doubts:
+        say(f"warning: {doubt}")
+    if run.launcher.dry_run or (devices_here is None and not starts_here(run)):
         return run, None  # decides, and leaves nothing behind
     claim(run)
-    check_run_folder(run)
+    if not again:
+        check_run_folder(run)
+    build_operators(run, say)
     text = ensure_mixture(run, say)
     check_text(run, text)
     check_same_run(run, text)
     save(run, run_dir(run) / "run.yaml")
     return run, text
+
+
+def starts_here(run: RunConfig) -> bool:
+    """Whether all ranks of the run are started on the machine of the command."""
+    here = run.launcher.kind in ("local", "torchrun", "mpirun")
+    return here and not spans_nodes(run.launcher)
+
+
+def _started_here(run: RunConfig) -> int:
+    """Ranks that the command starts on its own machine, as far as it knows."""
+    if starts_here(run):
+        return run.cluster.devices
+    return run.cluster.devices // run.launcher.nodes if run.launcher.kind == "torchrun" else 0
 
 
 def anchor(run: RunConfig) -> None:
@@ -61,31 +88,37 @@ def anchor(run: RunConfig) -> None:
         run.tokenizer.path = os.path.abspath(run.tokenizer.path)
 
 
-def check_environment(run: RunConfig, say: Callable[[str], None]) -> None:
-    """Refuse environment variables under which the ranks cannot work; warn of doubtful ones.
+def check_environment(run: RunConfig) -> List[Problem]:
+    """Refuse environment variables under which the ranks cannot work; returns doubtful ones.
 
     Raises:
         Refused: all that cannot work.
     """
     ranks = {**os.environ, **environment.for_ranks(run, os.environ)}
     found = environment.problems(ranks, run.cluster.device, run)
-    for problem in found:
-        if problem.status == "WARN":
-            say(f"warning: {problem}")
     wrong = [str(problem) for problem in found if problem.status == "FAIL"]
     if wrong:
         raise Refused("; ".join(wrong))
+    return found
 
 
-def check_machine(run: RunConfig, devices_here: Optional[int] = None) -> None:
+def set_environment(run: RunConfig) -> None:
+    """Give this process the variables that a launcher would have given it.
+
+    What its libraries have read already stays as it was: torch its number of threads.
+    """
+    os.environ.update(environment.for_ranks(run, os.environ))
+
+
+def check_machine(run: RunConfig, devices_here: int) -> None:
     """Refuse a device or package that this machine does not have.
 
     Args:
-        devices_here: devices needed on this machine; ``cluster.devices`` if None.
+        devices_here: devices needed on this machine.
 
     Raises:
-        Refused: torch, tensorboard or the device's driver is missing, or there are too few
-            devices.
+        Refused: torch, tensorboard or the device's driver is missing, there are too few devices, or
+            the rank table does not fit.
     """
     if importlib.util.find_spec("torch") is None:
         raise Refused("torch is not installed", "run `make setup`, or pip install loopmoe-train")
@@ -94,19 +127,47 @@ def check_machine(run: RunConfig, devices_here: Optional[int] = None) -> None:
             "observe.tensorboard=true but the package tensorboard is not installed",
             "pip install 'loopmoe-train[tensorboard]', or set it to false",
         )
-    if run.cluster.device == "cpu":
+    if run.cluster.device == "cpu" or not devices_here:
         return
+    if run.cluster.device == "npu":
+        _check_rank_table(run)
     from loopmoe_train.device.accelerator import select
 
     backend = select(run.cluster.device)
     found = backend.device_count() if backend.is_available() else 0
-    needed = run.cluster.devices if devices_here is None else devices_here
-    if found < needed:
+    if found < devices_here:
         raise Refused(
-            f"{needed} {run.cluster.device} devices are needed here (cluster.devices="
+            f"{devices_here} {run.cluster.device} devices are needed here (cluster.devices="
             f"{run.cluster.devices}) but this machine has {found}",
             "lower cluster.devices, or use cluster=cpu",
         )
+
+
+def _check_rank_table(run: RunConfig) -> None:
+    """Refuse a rank table that HCCL would stumble over; warn of one that is only unusual."""
+    named = os.environ.get(rank_table.VARIABLE)
+    if not named:
+        return
+    found = rank_table.problems(Path(named), run.cluster)
+    for problem in found:
+        if problem.status == "WARN":
+            print(f"loopmoe train: {problem.what} -> {problem.fix}", file=sys.stderr, flush=True)
+    failed = [problem for problem in found if problem.status == "FAIL"]
+    if failed:
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        raise Refused(failed[0].what + more, failed[0].fix)
+
+
+def build_operators(run: RunConfig, say: Callable[[str], None]) -> None:
+    """Compile what the run needs compiled on this machine, before its ranks are started.
+
+    Raises:
+        Refused: that is not possible here.
+    """
+    if run.optim.offload_update == "deepspeed":
+        from loopmoe_train.optim.deepspeed_adam import operator  # imports torch
+
+        operator(say)
 
 
 def check_run_folder(run: RunConfig) -> None:

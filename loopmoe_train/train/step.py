@@ -147,7 +147,9 @@ def _clip(optimizer: ChainedOptimizer, max_norm: float, total_norm: float) -> No
     for part in optimizer.chained_optimizers:
         parameters = part.get_parameters()
         if parameters:
-            clip_grad_by_total_norm_fp32(parameters, max_norm=max_norm, total_norm=total_norm)
+            # Where the optimizer holds the fp32 weights, core keeps gradients beside `.grad`.
+            beside = part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
+            clip_grad_by_total_norm_fp32(parameters, max_norm, total_norm, beside)
 
 
 def _agree(outputs: List[Dict[str, Tensor]], stop_wanted: bool) -> Tuple[float, int, bool]:

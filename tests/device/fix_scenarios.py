@@ -311,6 +311,18 @@ def state_before_first_step(rank: int, folder: Path, store: str) -> None:
         assert torch.equal(old, new), f"saving changed {name}"
 
 
+def offloaded_optimizer(rank: int, folder: Path, store: str) -> None:
+    from megatron.core.optimizer import OptimizerConfig
+
+    config = OptimizerConfig(
+        optimizer="adam",
+        use_distributed_optimizer=True,
+        use_precision_aware_optimizer=True,
+        optimizer_cpu_offload=True,
+    )
+    assert config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
+
+
 def stage_without_experts(rank: int, folder: Path, store: str) -> None:
     from tests.device import tiny
 
@@ -368,6 +380,7 @@ SCENARIOS: dict[str, tuple[Callable[[int, Path, str], None], int]] = {
     "uneven_gather": (uneven_gather, 2),
     "resume": (resume, 1),
     "state_before_first_step": (state_before_first_step, 1),
+    "offloaded_optimizer": (offloaded_optimizer, 1),
     "stage_without_experts": (stage_without_experts, 2),
     "settings_of_core": (settings_of_core, 1),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -83,7 +84,7 @@ def test_npu_moves_tensors_to_the_current_device(npu: Recorder) -> None:
 def test_npu_names_its_hardware_and_versions(
     npu: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backends.importlib.metadata, "version", {"torch_npu": "2.13.0"}.get)
+    monkeypatch.setattr(importlib.metadata, "version", {"torch_npu": "2.13.0"}.get)
     npu.answers["get_device_name"] = "Ascend910B2"
     backend = backends.create("npu")
     assert backend.hardware == "Ascend910B2"

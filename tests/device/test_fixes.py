@@ -31,6 +31,7 @@ WITHOUT = {
     "optimizer-state-without-step-key": ("resume", "KeyError: 'step'"),
     "optimizer-step-shared-on-resume": ("resume", "after resuming"),
     "optimizer-step-of-empty-part": ("stage_without_experts", "AssertionError"),
+    "optimizer-offload-without-te": ("offloaded_optimizer", "TypeError: '>=' not supported"),
     "router-counters-in-fp32": ("router_counts", "instead of"),
     "sequence-loss-of-all-tokens": ("sequence_loss", "off by a factor"),
     "balance-losses-of-all-ranks": ("balance_of_ranks", "off by a factor of 2"),
@@ -52,6 +53,7 @@ WITH = (
     "resume",
     "state_before_first_step",
     "stage_without_experts",
+    "offloaded_optimizer",
     "settings_of_core",
 )
 

@@ -38,7 +38,7 @@ def losses(run: Path) -> Dict[int, float]:
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
-def attempts(run: Path) -> List[Dict[str, object]]:
+def attempts(run: Path, logs: str = "logs") -> List[Dict[str, object]]:
     """The reports of all attempts, in order."""
-    files = sorted(run.glob("logs/attempt-*.json"), key=lambda p: int(p.stem.split("-")[1]))
+    files = sorted(run.glob(f"{logs}/attempt-*.json"), key=lambda p: int(p.stem.split("-")[1]))
     return [json.loads(path.read_text()) for path in files]

@@ -84,6 +84,14 @@ def _step_of_empty_part(module: ModuleType) -> None:
                 del part.state[_NO_PARAMETER]
 
 
+def _offload_without_te(module: ModuleType) -> None:
+    from megatron.core.utils import get_te_version
+
+    @wrap("optimizer-offload-without-te", module, "is_te_min_version")
+    def is_te_min_version(original: Any, *args: Any, **kwargs: Any) -> bool:
+        return get_te_version() is not None and original(*args, **kwargs)
+
+
 _NO_PARAMETER: Any = "no parameter"
 _DISTRIBUTED_OPTIMIZER = CORE + "optimizer.distrib_optimizer"
 
@@ -118,5 +126,13 @@ FIXES: tuple[Fix, ...] = (
         "The experts' optimizer of a pipeline stage without experts has no parameter whose state "
         "could tell the step that a checkpoint needs: describing it fails.",
         _step_of_empty_part,
+    ),
+    Fix(
+        "optimizer-offload-without-te",
+        CORE + "optimizer.optimizer_config",
+        SUPPORTED,
+        "An optimizer that holds the fp32 weights itself asks for TransformerEngine's version, "
+        "which is None without it: TypeError.",
+        _offload_without_te,
     ),
 )
