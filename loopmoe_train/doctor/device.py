@@ -145,7 +145,8 @@ def free_bytes(run: RunConfig) -> float:
     if accel.device_type == "cpu":
         import psutil
 
-        ranks = min(run.cluster.devices, run.cluster.devices_per_node)
+        each = run.cluster.devices // run.launcher.nodes
+        ranks = each if run.launcher.nodes > 1 else min(each, run.cluster.devices_per_node)
         return psutil.virtual_memory().available / ranks
     return float(accel.mem_get_info()[0])
 

@@ -55,7 +55,8 @@ def machine_of(run: RunConfig, ranks: Optional[int] = None) -> Machine:
         ranks: of the run on this machine if it is known; else as many as the cluster file puts
             on a node.
     """
-    here = ranks or min(run.cluster.devices, run.cluster.devices_per_node)
+    each = run.cluster.devices // run.launcher.nodes
+    here = ranks or (each if run.launcher.nodes > 1 else min(each, run.cluster.devices_per_node))
     nodes = -(-run.cluster.devices // here)
     return Machine(dict(os.environ), list(sys.path), here, nodes)
 
@@ -102,6 +103,7 @@ def _software(run: RunConfig, machine: Machine) -> List[Look]:
     ]
     if device == "npu":
         looks += [
+            ("environment/rank-table", lambda: environment.rank_table(variables, run.cluster)),
             ("driver/devices", lambda: driver.devices(machine.dev, machine.ranks, variables)),
             ("driver/mount", lambda: [driver.mount(machine.driver)]),
             ("driver/npu-smi", lambda: [driver.npu_smi(variables.get("PATH", ""))]),
