@@ -70,11 +70,15 @@ def node(run: RunConfig, machine: Machine) -> List[Check]:
     """All that can be looked at from one process: the above with hashes, then the device."""
     found = _made([*_software(run, machine), *_host(run, machine), *_run(run, whole=True)])
     sound = not any(one.name == "run/config" and one.status == FAIL for one in found)
-    from loopmoe_train.doctor import checkpoint, device  # import torch
+    from loopmoe_train.doctor import device  # imports torch
 
+    found += device.device(run, sound)
     if sound:
+        # Imports megatron.core, which takes the device that is selected by then.
+        from loopmoe_train.doctor import checkpoint
+
         found += look("run/checkpoint", lambda: checkpoint.checkpoint(run))
-    return found + device.device(run, sound)
+    return found
 
 
 def of_host(run: RunConfig, machine: Machine) -> List[Check]:
