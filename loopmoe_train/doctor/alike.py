@@ -114,6 +114,6 @@ def folded(pairs: Sequence[Tuple[str, Check]]) -> List[Check]:
         if not wrong:
             first = next(check for _, check in pairs if check.name == name)
             hosts = dict.fromkeys(host for host, _ in pairs)
-            more = f" (and on {len(hosts) - 1} more hosts)" if len(hosts) > 1 else ""
+            more = f" (and on {len(hosts) - 1} more)" if len(hosts) > 1 else ""
             found.append(passed(name, first.reason + more))
     return found
