@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, List, Optional
@@ -61,7 +62,11 @@ def run(argv: List[str]) -> int:
             checks = _node(settings, given.quick)
     write(report(checks), to_json)
     if to_json != "-":
-        show(checks, sys.stdout)
+        try:
+            show(checks, sys.stdout)
+            sys.stdout.flush()
+        except BrokenPipeError:  # `| head` has read enough; Python flushes once more when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1 if verdict(checks) == FAIL else 0
 
 

@@ -42,14 +42,15 @@ def compose(words: List[str]) -> RunConfig:
     )
 
 
-def examine(run: RunConfig, target: Optional[str]) -> None:
+def examine(run: RunConfig, target: Optional[str], launched: bool) -> None:
     """Examine and tell.
 
     Args:
-        target: where rank 0 writes JSON: None: the table to stdout, "-": JSON to stdout.
+        target: where rank 0 writes JSON; None: nowhere, "-": to stdout instead of the table.
+        launched: `loopmoe doctor` shows what is found.
 
     Raises:
-        Missing: ranks did not come; the results are told by then.
+        Missing: ranks of a launched job did not come.
         AlreadyTold: something failed.
     """
     from loopmoe_train.doctor.check import FAIL, report, verdict
@@ -84,12 +85,12 @@ def examine(run: RunConfig, target: Optional[str]) -> None:
             print(text, end="", flush=True)
         elif target is not None:
             write_text(Path(target), text)
-        if target is None or target != str(run_file.run_dir(run) / FOUND):
-            if target != "-":
-                show(mine.checks, sys.stdout)
+        if not launched and target != "-":
+            show(mine.checks, sys.stdout)
     if missing:
-        raise missing
-    if here.rank == 0 and verdict(mine.checks) == FAIL:
+        # A front door hears it from this rank; else the rank that reports has told it.
+        raise missing if launched else AlreadyTold(1)
+    if here.rank == 0 and not launched and verdict(mine.checks) == FAIL:
         raise AlreadyTold(1)
 
 
@@ -104,13 +105,7 @@ def _start(argv: List[str]) -> int:
     launched = len(words) == 1 and Path(words[0]).is_file()
 
     def body(run: RunConfig) -> None:
-        if not launched:
-            examine(run, target)
-            return
-        try:
-            examine(run, str(run_file.run_dir(run) / FOUND))
-        except AlreadyTold:
-            pass  # the front door reads it; this rank has done its work
+        examine(run, str(run_file.run_dir(run) / FOUND) if launched else target, launched)
 
     return main(words, body, compose)
 

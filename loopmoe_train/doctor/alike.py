@@ -25,6 +25,7 @@ def facts(run: RunConfig) -> Dict[str, Any]:
     # Names and places may differ; what is trained may not.
     settings = asdict(run)
     del settings["name"], settings["runs_dir"], settings["launcher"]
+    del settings["data"]["path"], settings["data"]["source"], settings["tokenizer"]["path"]
     folders = [m.path for m in run.data.mixture] or [run.data.path]
     data = [load_dataset(Path(folder)) for folder in (*folders, *run.data.validation)]
     return {
@@ -113,6 +114,6 @@ def folded(pairs: Sequence[Tuple[str, Check]]) -> List[Check]:
         if not wrong:
             first = next(check for _, check in pairs if check.name == name)
             hosts = dict.fromkeys(host for host, _ in pairs)
-            more = f" (and on {len(hosts) - 1} more hosts)" if len(hosts) > 1 else ""
+            more = f" (and on {len(hosts) - 1} more)" if len(hosts) > 1 else ""
             found.append(passed(name, first.reason + more))
     return found

@@ -78,11 +78,6 @@ class Attempt:
     def failures(self) -> List[Dict[str, Any]]:
         """What ranks told before they ended, by time; those that lost a peer among them."""
         told = [one for report in self.reports for one in report.get("failures", [])]
-        # Ranks without a supervisor on their machine leave theirs beside the logs.
-        files = [
-            file for folder in dict.fromkeys(self.logs) for file in folder.glob("failure-*.json")
-        ]
-        told += [json.loads(file.read_text()) for file in files]
         return sorted(told, key=lambda one: float(one["time"]))
 
     def host_of(self, rank: Optional[int]) -> str:

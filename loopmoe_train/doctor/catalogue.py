@@ -77,3 +77,7 @@ def table() -> str:
     """The catalogue as Markdown."""
     rows = ["| check | looks at |", "|---|---|"]
     return "\n".join([*rows, *(f"| `{name}` | {what} |" for name, what in CHECKS.items())]) + "\n"
+
+
+if __name__ == "__main__":
+    print(table(), end="")

@@ -54,24 +54,30 @@ class Examination:
         Raises:
             Missing: ranks did not come; ``checks`` of its reporter says so too.
         """
+        stages = (
+            ("cluster/meeting", self._meet),
+            ("cluster/software", self._compare),
+            ("cluster/clocks", self._clocks),
+            ("device/present", self._devices),
+            ("cluster/groups", self._groups),
+            ("cluster/links", self._links),
+            ("cluster/ranks", self._rates),
+            ("device/ops", self._ops),
+        )
+        absent = 0
         try:
-            self._meet()
-            self._compare()
-            self._clocks()
-            self._join()
-            self._groups()
-            self._links()
-            self._rates()
+            for name, stage in stages:
+                try:
+                    stage()
+                except Missing as missing:
+                    self.checks.append(failed(name, missing.what, missing.fix))
+                    absent = len(missing.ranks)
+                    raise
+                self.say(name)
         except _Over:
             return
-        except Missing as missing:
-            name = "cluster/meeting" if not self.checks_of("cluster/meeting") else "cluster/groups"
-            self.checks.append(failed(name, missing.what, missing.fix))
-            raise
-
-    def checks_of(self, name: str) -> List[Check]:
-        """Results so far under a name."""
-        return [one for one in self.checks if one.name == name]
+        finally:
+            self.meeting.leave(absent)
 
     def _all(self, stage: str, content: Any) -> List[Any]:
         """What every rank says, by rank; of ranks other than 0 only their own is sent."""
@@ -88,7 +94,6 @@ class Examination:
         if not self.here.rank:
             what = f"{self.here.world} ranks of {alike.count(hosts)} came"
             self.checks.append(passed("cluster/meeting", what))
-        self.say(START)
 
     def _compare(self) -> None:
         """Software, settings and data of all; what one rank of every host finds there."""
@@ -100,7 +105,6 @@ class Examination:
         if told:
             found = alike.compared(told, self.hosts)
             self.checks = [*alike.merged(told, self.hosts), *self.checks, *found]
-        self.say("facts")
 
     def _clocks(self) -> None:
         """Each host's first rank against rank 0, as network clocks do it: half a round trip."""
@@ -109,13 +113,13 @@ class Examination:
             for rank in firsts[1:]:
                 for ping in range(_PINGS):
                     self.meeting.told(f"ping {ping}", rank)
-                    self.store.set(f"pong {ping}/{rank}", repr(self.now()))
+                    self.meeting.tell(f"pong {ping} for {rank}", self.now())
         elif self.here.rank in firsts:
             trips = []
             for ping in range(_PINGS):
                 sent = self.now()
                 self.meeting.tell(f"ping {ping}", True)
-                answered = float(self.store.get(f"pong {ping}/{self.here.rank}"))
+                answered = self.meeting.told(f"pong {ping} for {self.here.rank}", 0)
                 back = self.now()
                 trips.append((back - sent, (sent + back) / 2 - answered))
             self.meeting.tell("clock", min(trips))
@@ -123,7 +127,6 @@ class Examination:
         if self.here.rank == 0:
             offsets = {self.hosts[rank]: self.meeting.told("clock", rank) for rank in firsts[1:]}
             self.checks.append(alike.clocks(offsets, self.host))
-        self.say("clocks")
 
     def _firsts(self) -> List[int]:
         """The first rank of every host, by the names that all told."""
@@ -135,8 +138,8 @@ class Examination:
         found: List[int] = self.meeting.told("firsts", 0)
         return found
 
-    def _join(self) -> None:
-        """The device, then the default group."""
+    def _devices(self) -> None:
+        """Each rank's own device."""
         there = look("device/present", lambda: [device.present(self.run, self.here.local_rank)])
         told = self._all("device", report(there)["checks"])
         if told:
@@ -144,6 +147,9 @@ class Examination:
             self.meeting.tell("all computes", not any(one[0]["fix"] for one in told))
         if not self.meeting.told("all computes", 0):
             raise _Over  # what stays to be seen needs the devices of all
+
+    def _groups(self) -> None:
+        """The default group, then one sum in each group of the layout, axis by axis."""
         choose_interface(self.here)
         self.meeting.come("join", self.everybody)
         with self._together("join", self.everybody):
@@ -154,10 +160,6 @@ class Examination:
                 timeout=timedelta(seconds=self.meeting.patience_s),
             )  # fmt: skip
             self._sum(None, self.everybody)
-        self.say("join")
-
-    def _groups(self) -> None:
-        """One sum in each group of the layout, axis by axis."""
         grid = grid_of(self.run)
         done = [f"world {self.here.world}"]
         for axis, size in axes(grid):
@@ -167,7 +169,6 @@ class Examination:
             with self._together(stage, ranks):
                 self._sum(self._group(ranks), ranks)
             done.append(f"{axis} {size}")
-            self.say(stage)
         self.meeting.come("groups", self.everybody)
         if not self.here.rank:
             what = f"right sums in the groups of {', '.join(done)}"
@@ -204,7 +205,6 @@ class Examination:
                 by_rank = {rank: one for rank, one in enumerate(told) if one is not None}
                 name = self.run.cluster.name
                 self.checks.append(links.judged(tier, by_rank, self.hosts, name))
-        self.say("links")
 
     def _rates(self) -> None:
         """All at once, as in training: ranks of one machine share it."""
@@ -212,7 +212,12 @@ class Examination:
         told = self._all("matmul rate", rates.matmul(self.run.precision))
         if told:
             self.checks += links.slow_ranks(told, self.hosts, self.run.cluster.device)
-        self.say("ranks")
+
+    def _ops(self) -> None:
+        """Each device by itself: do its ops compute what they should, twice the same."""
+        told = self._all("ops", report(device.operators())["checks"])
+        if told:
+            self.checks += alike.merged([{"checks": one} for one in told], self.hosts)
 
 
 class _Over(Exception):

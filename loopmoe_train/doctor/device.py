@@ -31,18 +31,23 @@ def device(run: RunConfig, simulated: bool) -> List[Check]:
     there = look("device/present", lambda: [present(run)])
     if there[0].fix:
         return there
-    calls = [one for one in ops.calls() if one.device in ("", accel.device_type)]
-    kind = torch.device(accel.device_type)
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        found = look("device/ops", lambda: parity(calls, kind))
-        found += look("device/determinism", lambda: repeated(calls, kind))
-    found += [fallback([str(one.message) for one in told], accel.device_type)]
+    found = operators()
     found += look("device/matmul", lambda: [matmul(run, rates.matmul(run.precision))])
     found += look("device/bandwidth", lambda: [bandwidth(run, rates.bandwidth())])
     if simulated:
         found += look("device/memory", lambda: [memory(run, free_bytes(run))])
     return there + found
+
+
+def operators() -> List[Check]:
+    """The ops of this package on the current device, and what torch warns of meanwhile."""
+    calls = [one for one in ops.calls() if one.device in ("", accel.device_type)]
+    here = accel.torch_device(accel.current_device())
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = look("device/ops", lambda: parity(calls, here))
+        found += look("device/determinism", lambda: repeated(calls, here))
+    return [*found, fallback([str(one.message) for one in told], accel.device_type)]
 
 
 def present(run: RunConfig, local_rank: int = 0) -> Check:
@@ -145,7 +150,8 @@ def free_bytes(run: RunConfig) -> float:
     if accel.device_type == "cpu":
         import psutil
 
-        ranks = min(run.cluster.devices, run.cluster.devices_per_node)
+        each = run.cluster.devices // run.launcher.nodes
+        ranks = each if run.launcher.nodes > 1 else min(each, run.cluster.devices_per_node)
         return psutil.virtual_memory().available / ranks
     return float(accel.mem_get_info()[0])
 

@@ -1,11 +1,13 @@
-"""The environment of this process, as `device/` judges it."""
+"""The environment of this process and the rank table it names, as `device/` judges them."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import List, Mapping, Optional
 
-from loopmoe_train.config.schema import RunConfig
+from loopmoe_train.config.schema import ClusterConfig, RunConfig
 from loopmoe_train.device import environment as table
+from loopmoe_train.device import rank_table as ranks
 from loopmoe_train.doctor.check import Check, of_problem, passed
 
 
@@ -20,3 +22,14 @@ def variables(
     if found:
         return [of_problem("environment/variables", one) for one in found]
     return [passed("environment/variables", "nothing misspelt, malformed or contradictory")]
+
+
+def rank_table(environment: Mapping[str, str], cluster: ClusterConfig) -> List[Check]:
+    """Every complaint about the rank table that HCCL would read."""
+    named = environment.get(ranks.VARIABLE)
+    if not named:
+        return [passed("environment/rank-table", "none is named: HCCL finds ranks by the store")]
+    found = ranks.problems(Path(named), cluster)
+    if found:
+        return [of_problem("environment/rank-table", one) for one in found]
+    return [passed("environment/rank-table", f"{named} fits {cluster.devices} devices")]

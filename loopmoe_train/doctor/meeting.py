@@ -19,6 +19,7 @@ from loopmoe_train.parallel.environment import Place
 
 _POLL_S = 0.02
 _LAST_WORDS_S = 2.0  # for ranks that a collective has failed to say so
+_READ_S = 20.0
 _FAILED = "failed"
 
 
@@ -94,8 +95,39 @@ class Meeting:
         self.store.set(f"{name}/{self.here.rank}", json.dumps(content))
 
     def told(self, name: str, rank: int) -> Any:
-        """What ``rank`` told."""
-        return json.loads(self.store.get(f"{name}/{rank}"))
+        """What ``rank`` told; it is waited for.
+
+        Raises:
+            Missing: it has not told it in time.
+        """
+        try:
+            return json.loads(self.store.get(f"{name}/{rank}"))
+        except RuntimeError as error:
+            raise self._silent(name, rank, error) from error
+
+    def leave(self, absent: int = 0) -> None:
+        """The last call of every rank: rank 0, which may keep the store, goes when all but
+        ``absent`` others have read what they need, or after a while."""
+        try:
+            if self.here.rank:
+                self.store.add("left", 1)
+                return
+            deadline = time.monotonic() + min(self.patience_s, _READ_S)
+            while self.store.add("left", 0) < self.here.world - 1 - absent:
+                if time.monotonic() > deadline:
+                    return
+                time.sleep(_POLL_S)
+        except RuntimeError:
+            pass  # the store is gone: there is nothing to wait for
+
+    def _silent(self, stage: str, rank: int, error: Exception) -> Missing:
+        """Why a rank's word cannot be read: it has said nothing, or the store is gone."""
+        try:
+            if self.store.check([_FAILED]):
+                return self._told()
+            return self._tell(stage, [rank], f"not within {self.patience_s:.0f} s")
+        except RuntimeError:
+            return self._no_store(error)
 
     def _tell(self, stage: str, late: List[int], why: str) -> Missing:
         """Fix the first failure for all ranks: later ones only follow from it."""

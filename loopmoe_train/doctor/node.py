@@ -55,7 +55,8 @@ def machine_of(run: RunConfig, ranks: Optional[int] = None) -> Machine:
         ranks: of the run on this machine if it is known; else as many as the cluster file puts
             on a node.
     """
-    here = ranks or min(run.cluster.devices, run.cluster.devices_per_node)
+    each = run.cluster.devices // run.launcher.nodes
+    here = ranks or (each if run.launcher.nodes > 1 else min(each, run.cluster.devices_per_node))
     nodes = -(-run.cluster.devices // here)
     return Machine(dict(os.environ), list(sys.path), here, nodes)
 
@@ -69,16 +70,24 @@ def node(run: RunConfig, machine: Machine) -> List[Check]:
     """All that can be looked at from one process: the above with hashes, then the device."""
     found = _made([*_software(run, machine), *_host(run, machine), *_run(run, whole=True)])
     sound = not any(one.name == "run/config" and one.status == FAIL for one in found)
-    from loopmoe_train.doctor import checkpoint, device  # import torch
+    from loopmoe_train.doctor import device  # imports torch
 
+    found += device.device(run, sound)
     if sound:
+        # Imports megatron.core, which takes the device that is selected by then.
+        from loopmoe_train.doctor import checkpoint
+
         found += look("run/checkpoint", lambda: checkpoint.checkpoint(run))
-    return found + device.device(run, sound)
+    return found
 
 
 def of_host(run: RunConfig, machine: Machine) -> List[Check]:
-    """What one rank of every host looks at before all do something together."""
-    return _made([*_software(run, machine), *_host(run, machine)])
+    """What one rank of every host looks at before all do something together.
+
+    By then the store listens at the port: whether that is free is no question any more.
+    """
+    looks = [*_software(run, machine), *_host(run, machine)]
+    return _made([(name, check) for name, check in looks if name != "network/port"])
 
 
 def _made(looks: Sequence[Look]) -> List[Check]:
@@ -98,6 +107,7 @@ def _software(run: RunConfig, machine: Machine) -> List[Look]:
     ]
     if device == "npu":
         looks += [
+            ("environment/rank-table", lambda: environment.rank_table(variables, run.cluster)),
             ("driver/devices", lambda: driver.devices(machine.dev, machine.ranks, variables)),
             ("driver/mount", lambda: [driver.mount(machine.driver)]),
             ("driver/npu-smi", lambda: [driver.npu_smi(variables.get("PATH", ""))]),

@@ -244,16 +244,22 @@ def checkpoint(folder: Path) -> Iterator[Check]:
     done = max(
         (int(one["step"]) for one in (read_jsonl(file) if file.is_file() else [])), default=0
     )
-    for one in committed(folder / "checkpoints"):
+    folders = committed(folder / "checkpoints")
+    for one in folders:
         try:
             step = verify(one).step
         except Refused as error:
-            yield warned(
-                "postmortem/checkpoint", error.what, f"none needed: {_AGAIN} that is whole"
-            )
+            yield warned("postmortem/checkpoint", error.what, "nothing, if an older one is whole")
             continue
         lost = f"; {done - step} later steps are made again" if done > step else ""
         yield passed("postmortem/checkpoint", f"{one} is whole: step {step}{lost}")
+        return
+    if folders:
+        yield failed(
+            "postmortem/checkpoint",
+            f"none of {len(folders)} is whole: the same command will be refused",
+            "restore one from a copy, or begin again with name=ANOTHER",
+        )
         return
     yield warned(
         "postmortem/checkpoint", "there is none: the run begins at step 0 again",

@@ -38,7 +38,7 @@ def test_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     right = registry.pick("weighted_swiglu", CPU)
     plant(monkeypatch, "weighted_swiglu", lambda x, p: right(x, p) * 1.001)
     found = device.parity(some("weighted_swiglu"), CPU)
-    assert_finds(found, "device/ops", "FAIL", "weighted_swiglu (one row): value 0 is off by 1.0e-03",
+    assert_finds(found, "device/ops", "FAIL", "weighted_swiglu (one row): value 0 is off by 1.0e-3",
                  "cluster.kernels=eager")  # fmt: skip
 
 
@@ -114,8 +114,8 @@ def test_operators_that_were_given_back_to_the_processor() -> None:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         warnings.warn(
-            "CAUTION: The operator 'aten::unique_dim' is not currently supported on the NPU backend "
-            "and will fall back to run on the CPU.",
+            "CAUTION: The operator 'aten::unique_dim' is not currently supported on the NPU "
+            "backend and will fall back to run on the CPU.",
             stacklevel=1,
         )
         warnings.warn("something else", stacklevel=1)

@@ -76,7 +76,11 @@ def test_few_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 4096))
 
     low = in_a_process(soft, code)
-    assert "FAIL" in low and "256 open files" in low and "ulimit -n 4096" in low
+    assert (
+        "'host/open-files', status='FAIL'" in low
+        and "256 open files" in low
+        and "ulimit -n 4096" in low
+    )
     lowest = in_a_process(hard, code)
     assert "the hard limit is 256" in lowest and "--ulimit nofile=" in lowest
     assert "PASS" in in_a_process(enough, code)
@@ -87,7 +91,7 @@ def test_little_locked_memory_between_nodes() -> None:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))
 
     said = in_a_process(low, "print(host.locked_memory(bounds, 'npu', 4))")
-    assert "WARN" in said and "--ulimit memlock=-1" in said
+    assert "'host/locked-memory', status='WARN'" in said and "--ulimit memlock=-1" in said
     assert "PASS" in in_a_process(low, "print(host.locked_memory(bounds, 'npu', 1))")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from loopmoe_train.config.compose import compose, compose_unchecked
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.data.prepare import ensure_prepared
 from loopmoe_train.doctor import training
-from loopmoe_train.doctor.environment import variables
+from loopmoe_train.doctor.environment import rank_table, variables
 from tests.doctor.found import assert_finds, assert_passes, one
 from tests.launcher.tiny_run import make_place, settings
 
@@ -142,3 +143,27 @@ def test_a_model_that_does_not_fit() -> None:
 def test_a_wrong_environment(planted: dict[str, str], status: str, reason: str, fix: str) -> None:
     assert_passes(variables({"HCCL_CONNECT_TIMEOUT": "600"}, "npu"), "environment/variables")
     assert_finds(variables(planted, "npu"), "environment/variables", status, reason, fix)
+
+
+def test_a_wrong_rank_table(tmp_path: Path) -> None:
+    file = tmp_path / "hccl.json"
+    cluster = compose(["cluster=ascend_a2", "cluster.devices=2", "micro_batch_size=1"]).cluster
+    devices = [
+        {"device_id": str(number), "device_ip": f"192.168.100.{number + 1}", "rank_id": str(number)}
+        for number in range(2)
+    ]
+    table = {
+        "version": "1.0", "server_count": "1", "status": "completed",
+        "server_list": [{"server_id": "10.0.0.1", "device": devices}],
+    }  # fmt: skip
+    variable = {"RANK_TABLE_FILE": str(file)}
+    assert_passes(rank_table({}, cluster), "environment/rank-table")
+    file.write_text(json.dumps(table))
+    file.chmod(0o640)
+    assert_passes(rank_table(variable, cluster), "environment/rank-table")
+    devices[1]["rank_id"] = "0"
+    file.write_text(json.dumps(table))
+    found = rank_table(variable, cluster)
+    assert_finds(found, "environment/rank-table", "FAIL", "rank", "anew")
+    gone = rank_table({"RANK_TABLE_FILE": "/nowhere/hccl.json"}, cluster)
+    assert_finds(gone, "environment/rank-table", "FAIL", "/nowhere/hccl.json", "")
