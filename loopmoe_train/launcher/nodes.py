@@ -206,17 +206,23 @@ def meet(run: RunConfig, words: Sequence[str], patience_s: float = _MEET_S) -> N
             f"launcher.endpoint={where}: {str(error).splitlines()[0][:200]}",
             "see whether that machine and port can be reached and nothing else listens there",
         ) from error
-    first = nodes[0][1]
-    other = [word for word in (*words, *first) if (word in words) != (word in first)]
-    if other:
-        keys = ", ".join(dict.fromkeys(word.partition("=")[0] for word in other))
-        raise Refused(
-            f"this node was started with other settings than node {nodes[0][0]}: {keys}",
-            "type the same command on every node",
-        )
+    _check_alike(nodes)
     found = Nodes(store, where, count, index, address, holds)
     found.names = [name for name, _ in nodes]
     return found
+
+
+def _check_alike(nodes: Sequence[Tuple[str, List[str]]]) -> None:
+    """Refuse, on all nodes, a command that was typed otherwise on one of them."""
+    name, first = nodes[0]
+    for other, words in nodes[1:]:
+        apart = [word for word in (*first, *words) if (word in first) != (word in words)]
+        if apart:
+            keys = ", ".join(dict.fromkeys(word.partition("=")[0] for word in apart))
+            raise Refused(
+                f"node {other} was started with other settings than node {name}: {keys}",
+                "type the same command on every node",
+            )
 
 
 def _open(host: str, port: int, where: str, deadline: float) -> Tuple[Any, bool]:
@@ -227,8 +233,7 @@ def _open(host: str, port: int, where: str, deadline: float) -> Tuple[Any, bool]
     while time.monotonic() < deadline:
         try:
             family, _, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            if ipaddress.ip_address(str(target[0]).partition("%")[0]).is_global:
-                _warn_of_public(where)
+            _warn_if_public(str(target[0]), where)
             listener = _listen(family, target)
             if listener is not None:
                 store = TCPStore(
@@ -266,8 +271,8 @@ def _store_class() -> Any:
 _warned: List[str] = []
 
 
-def _warn_of_public(where: str) -> None:
-    if where not in _warned:
+def _warn_if_public(address: str, where: str) -> None:
+    if ipaddress.ip_address(address.partition("%")[0]).is_global and where not in _warned:
         _warned.append(where)
         print(
             f"loopmoe train: launcher.endpoint={where} is a public address and the store there has "
