@@ -32,6 +32,7 @@ from loopmoe_train.train.heartbeat import Sign
 
 _MEET_S = 600.0  # for the command to be typed on all nodes
 _LOST_S = 30.0  # without a sign of a node, or of the store
+_ANSWER_S = 20.0  # for the store to say that it is one
 _PERIOD_S = 0.2
 _STORE_ERRORS = (RuntimeError, ValueError, OSError)
 
@@ -242,7 +243,7 @@ def _open(host: str, port: int, where: str, deadline: float) -> Tuple[Any, bool]
                 )  # fmt: skip
                 return store, True
             socket.create_connection((host, port), timeout=2).close()
-            return TCPStore(host, port, wait_for_workers=False, timeout=limit), False
+            return _client(TCPStore, host, port), False
         except OSError as error:  # not there yet: another node holds it, a name is not known yet
             problem = error.strerror or str(error)
             time.sleep(_PERIOD_S)
@@ -254,6 +255,25 @@ def _open(host: str, port: int, where: str, deadline: float) -> Tuple[Any, bool]
         f"launcher.endpoint={where} was not reached: {problem}",
         "start the command on the machine with that address too, and open the port between nodes",
     )
+
+
+def _client(TCPStore: Any, host: str, port: int) -> Any:
+    """A client of the store; in a thread, since it would wait for ever for a listener's answer."""
+    found: List[Any] = []
+
+    def connect() -> None:
+        try:
+            limit = timedelta(seconds=_LOST_S)
+            found.append(TCPStore(host, port, wait_for_workers=False, timeout=limit))
+        except _STORE_ERRORS as error:
+            found.append(error)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(_ANSWER_S)
+    if not found or isinstance(found[0], Exception):
+        raise ValueError(f"no store answers: {found}")
+    return found[0]
 
 
 def _store_class() -> Any:
