@@ -110,6 +110,8 @@ def stopped(rank: int, sign: Sign, status: str, silent_s: float, logs: Path) -> 
 def hung(ranks: List[int], sign: Sign, stuck_s: float, logs: Path, follows: bool = False) -> Fault:
     """The fault of ranks that run but get no further."""
     who = f"rank {ranks[0]} hangs" if len(ranks) == 1 else f"ranks {ranks} hang"
+    if follows:
+        who = f"a rank on another machine hangs, for which rank {ranks[0]} waits"
     error = RankLost(
         f"{who} {where(sign)}: no progress for {stuck_s:.1f} s; the job was killed",
         f"see {logs}/stacks-*.txt for where, or raise launcher.hang_seconds; {AGAIN}",

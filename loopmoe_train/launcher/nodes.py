@@ -123,6 +123,8 @@ class Nodes:
         if self._thread.is_alive():
             self._thread.join(2 * _LOST_S)
         try:
+            if not self.store.check([f"{self._attempt}/end/{self.index}"]):
+                self.store.set("lost", self.address)  # before all have ended
             self.store.set(f"left/{self.index}", "yes")
             deadline = time.monotonic() + _LOST_S
             while self.holds and time.monotonic() < deadline:
