@@ -39,12 +39,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_all_packages_and_presets_are_in_it(installed: Path) -> None:
     for package, source in (("loopmoe_train", "loopmoe_train"), ("loopmoe_kernels", "kernels"),
-                            ("loopmoe_configs", "configs")):  # fmt: skip
+                            ("loopmoe_configs", "configs"),
+                            ("loopmoe_launch", "launch")):  # fmt: skip
         files = {
             path.relative_to(ROOT / source)
             for path in (ROOT / source).rglob("*")
             if path.suffix
-            in (".py", ".yaml", ".typed", ".csv", ".json", ".cpp", ".h", ".cmake", ".in")
+            in (".py", ".yaml", ".typed", ".csv", ".json", ".cpp", ".h", ".cmake", ".in", ".sbatch")
             or path.name == "CMakeLists.txt"
         }
         missing = [str(path) for path in files if not (installed / package / path).is_file()]
