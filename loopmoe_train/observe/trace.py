@@ -23,7 +23,7 @@ _DEVICE_KINDS = ("kernel", "gpu_memcpy", "gpu_memset")
 _DEVICE_PROCESS = "Ascend Hardware"
 # Rows in which torch_npu sums up an NPU's time, and how libraries call their collectives.
 _NPU_ROWS = ("Communication", "Free")
-_COLLECTIVE = ("nccl", "hcom_", "gloo:")
+_COLLECTIVE = ("nccldevkernel", "ncclkernel", "hcom_", "gloo:")
 
 
 @dataclass
