@@ -16,6 +16,18 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(MAKE) $(TORCH_NPU)/.installed
+	touch $@
+
+# torch_npu's wheel beside the environment, not in it: tests compare what the trainer tells an NPU
+# with the sources, schemas and names that it holds. It cannot be imported without CANN. There are
+# wheels for Linux alone; elsewhere those tests are skipped.
+TORCH_NPU := .torch-npu
+
+$(TORCH_NPU)/.installed:
+	mkdir -p $(TORCH_NPU)
+	test $$(uname) != Linux || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    --no-deps --upgrade --target $(TORCH_NPU) torch_npu==2.13.0
 	touch $@
 
 train: setup
@@ -61,4 +73,4 @@ bench: setup
 	$(BIN)/loopmoe bench train --against megatron
 
 clean:
-	rm -rf $(VENV) $(ASCEND_VENV) build dist *.egg-info
+	rm -rf $(VENV) $(ASCEND_VENV) $(TORCH_NPU) build dist *.egg-info

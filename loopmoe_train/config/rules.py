@@ -12,7 +12,7 @@ import os.path
 from dataclasses import fields, is_dataclass
 from typing import Any, Callable, List, Sequence
 
-from loopmoe_train.config import launcher_rules, model_rules, parallel_rules
+from loopmoe_train.config import launcher_rules, model_rules, parallel_rules, profile_rules
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused
 from loopmoe_train.spec.exchange import DISPATCHERS
@@ -315,7 +315,7 @@ def _names(config: RunConfig) -> Problems:
 
 RULES: Sequence[Callable[[RunConfig], Problems]] = (
     _choices, _finite, _sizes, *model_rules.RULES, *parallel_rules.RULES, _batch, _optimizer,
-    _memory, _mixture, *launcher_rules.RULES, _names,
+    _memory, _mixture, *launcher_rules.RULES, _names, *profile_rules.RULES,
 )  # fmt: skip
 
 

@@ -301,6 +301,14 @@ class ObserveConfig:
 
 
 @dataclass
+class ProfileConfig:
+    """Record what host and device do during a few steps: the run folder's profile/."""
+
+    steps: Optional[str] = None  # 10-12, or one step; null: nothing is recorded
+    ranks: List[int] = field(default_factory=lambda: [0])  # a trace of each
+
+
+@dataclass
 class LauncherConfig:
     """How the ranks are started and watched.
 
@@ -359,6 +367,7 @@ class RunConfig:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
 
 

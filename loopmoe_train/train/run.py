@@ -33,6 +33,7 @@ from loopmoe_train.spec.batch import global_batch, micro_batches
 from loopmoe_train.train import faults, heartbeat
 from loopmoe_train.train.gradients import describe_non_finite
 from loopmoe_train.train.preflight import identity
+from loopmoe_train.train.profile import Capture
 from loopmoe_train.train.recorder import Recorder
 from loopmoe_train.train.step import TrainState, train_step
 from loopmoe_train.train.stop import StopRequest
@@ -58,9 +59,11 @@ def train(run: RunConfig) -> None:
         recorder = Recorder(state, text, restored)
         saver = Saver(checkpoints(run), run.checkpoint.keep, 60 * run.launcher.timeout_minutes)
         saver.last_step = state.step
+        capture = Capture(run, dist.get_rank(), _say_from(recorder))
         with recorder.ending():
-            _loop(state, text, recorder, stop, saver)
+            _loop(state, text, recorder, stop, saver, capture)
             _finish(state, text, recorder, saver)
+            capture.finish()
     finally:
         groups.leave()
 
@@ -170,8 +173,18 @@ def _layout(run: RunConfig) -> Dict[str, Any]:
     return dict(parallel=asdict(run.parallel), devices=run.cluster.devices)
 
 
+def _say_from(recorder: Recorder) -> Callable[[str], None]:
+    """Rank 0 says it on the console, others in their log."""
+    return recorder.note if recorder.main else lambda line: print(line, flush=True)
+
+
 def _loop(
-    state: TrainState, text: Text, recorder: Recorder, stop: StopRequest, saver: Saver
+    state: TrainState,
+    text: Text,
+    recorder: Recorder,
+    stop: StopRequest,
+    saver: Saver,
+    capture: Capture,
 ) -> None:
     run = state.run
     while state.step < run.steps:
@@ -180,7 +193,8 @@ def _loop(
         started = time.perf_counter()
         undo = remember(state.model)
         try:
-            result = train_step(state, bool(stop))
+            with capture.step(state.step + 1):
+                result = train_step(state, bool(stop))
         except TrainingStopped:
             undo()
             _save_last(state, text, recorder, saver)
