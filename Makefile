@@ -4,7 +4,7 @@ VENV ?= .venv
 MODEL ?= loopmoe_tiny
 BIN := $(VENV)/bin
 
-.PHONY: setup train test parity chaos kernels-ascend bench clean
+.PHONY: setup train test parity chaos deepspeed kernels-ascend bench clean
 
 setup: $(VENV)/.installed
 
@@ -36,6 +36,11 @@ parity: $(VENV)/.installed-dev
 # Five seeds of every fault, about a quarter of an hour on two cores; CHAOS_SEEDS=1 for a look.
 chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m chaos
+
+# What needs DeepSpeed, an extra: installs it, compiles its Adam once (a minute or two) and tests.
+deepspeed: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[deepspeed]'
+	$(BIN)/python -m pytest tests/optim/test_host.py tests/optim/test_zero.py tests/bench/test_optimizer.py
 
 # Lowers every Triton kernel for an NPU, without one, and checks what the lowering lets pass. Its
 # triton cannot live beside the other, so it has an environment of its own (1.2 GB).

@@ -83,10 +83,14 @@ def build_engine(run: RunConfig, module: nn.Module, optimizer: torch.optim.Optim
     """
     os.environ.setdefault("DS_ACCELERATOR", accel.device_type)
     import deepspeed.comm
+    import deepspeed.ops
     from deepspeed.runtime.config import DeepSpeedConfig
     from deepspeed.runtime.engine import DeepSpeedEngine
     from deepspeed.utils import groups
 
+    # Collectives of inference over shared memory: compiled at the start, of use to no training, and
+    # two runs of one user would share their files.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not deepspeed.comm.is_initialized():
         deepspeed.comm.init_distributed(accel.communication_backend, verbose=False)
     groups._get_expert_parallel_group_dict()[_EXPERTS] = (

@@ -77,6 +77,11 @@ def check_machine(run: RunConfig, devices_here: Optional[int] = None) -> None:
             "observe.tensorboard=true but the package tensorboard is not installed",
             "pip install 'loopmoe-train[tensorboard]', or set it to false",
         )
+    if run.engine == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        raise Refused(
+            "engine=deepspeed but the package deepspeed is not installed",
+            "pip install 'loopmoe-train[deepspeed]', or use engine=megatron",
+        )
     if run.cluster.device == "cpu":
         return
     from loopmoe_train.device.accelerator import select

@@ -36,12 +36,27 @@ WITHOUT = {
 }
 
 
+POISONED = ["EP2 zero 1", "EP2 zero 3"]
+
+
 @pytest.fixture(scope="module")
-def trained() -> Dict[str, Any]:
-    cases = [
-        dict(name=name, overrides=words) for name, words in {**CORE, **ZERO, **OFFLOADED}.items()
+def outcomes() -> Dict[str, Any]:
+    cases: List[Dict[str, Any]] = [
+        dict(name=name, overrides=words, steps=STEPS)
+        for name, words in {**CORE, **ZERO, **OFFLOADED}.items()
     ]
-    return ranks.run("tests.optim.zero_worker:train", 2, cases, STEPS, timeout_s=600)[0]
+    cases += [
+        dict(name=part, overrides=ZERO[name], steps=1, without=part)
+        for part, name in WITHOUT.items()
+    ]
+    poisoned = [ZERO[name] for name in POISONED]
+    done = ranks.run("tests.optim.zero_worker:everything", 2, cases, poisoned, timeout_s=800)
+    return {**done[0], "poisoned": [one["poisoned"] for one in done]}
+
+
+@pytest.fixture
+def trained(outcomes: Dict[str, Any]) -> Any:
+    return outcomes["trained"]
 
 
 def _differences(found: Any, wanted: Any) -> List[str]:
@@ -66,23 +81,17 @@ def test_it_trains_as_core_does(trained: Any, name: str) -> None:
 @needs_deepspeed
 @pytest.mark.parametrize("part", WITHOUT)
 def test_every_part_of_the_bridge_is_needed(trained: Any, part: str) -> None:
-    name = WITHOUT[part]
-    case = dict(name=name, overrides=ZERO[name], without=part)
-    try:
-        found = ranks.run("tests.optim.zero_worker:train", 2, [case], 1)[0][name]
-    except AssertionError:
-        return  # DeepSpeed stops
-    wanted = trained[name[:3]]
-    assert found["losses"] + found["norms"] != pytest.approx(
-        wanted["losses"][:1] + wanted["norms"][:1], rel=1e-4
-    )
+    found, wanted = trained[part], trained[WITHOUT[part][:3]]
+    if "stopped" not in found:
+        first = wanted["losses"][:1] + wanted["norms"][:1]
+        assert found["losses"] + found["norms"] != pytest.approx(first, rel=1e-4)
 
 
 @needs_deepspeed
-@pytest.mark.parametrize("stage", [1, 3])
-def test_a_gradient_that_is_not_finite_never_reaches_the_weights(stage: int) -> None:
-    words = [ENGINE, "parallel=expert", f"parallel.zero_stage={stage}"]
-    for found in ranks.run("tests.optim.zero_worker:not_finite", 2, words):
+@pytest.mark.parametrize("place", range(len(POISONED)), ids=POISONED)
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(outcomes: Any, place: int) -> None:
+    for rank in outcomes["poisoned"]:
+        found = rank[place]
         assert "not finite" in found["said"] and "parameters, first" in found["said"]
         assert not found["moved"]
 

@@ -18,41 +18,47 @@ from loopmoe_train.train.step import TrainState, train_step
 from tests.parity import worker
 
 
-def train(cases: List[Dict[str, Any]], steps: int) -> Dict[str, Any]:
-    """Losses, norms, first gradients, last weights and router biases of each case by name.
-
-    ``without`` names a part of the bridge that is left out.
-    """
+def everything(cases: List[Dict[str, Any]], poisoned: List[List[str]]) -> Dict[str, Any]:
+    """All in one launch: :func:`train` of ``cases``, and :func:`not_finite` of ``poisoned``."""
     worker.join()
-    found = {}
-    for case in cases:
-        with ExitStack() as undo:
-            state = _build(case["overrides"], case.get("without", ""), undo)
+    return {
+        "trained": {case["name"]: train(**case) for case in cases},
+        "poisoned": [not_finite(words) for words in poisoned],
+    }
+
+
+def train(name: str, overrides: List[str], steps: int, without: str = "") -> Dict[str, Any]:
+    """Losses, norms, first gradients, last weights and router biases; or how it was stopped.
+
+    Args:
+        without: a part of the bridge to DeepSpeed that is left out.
+    """
+    with ExitStack() as undo:
+        undo.callback(parallel_state.destroy_model_parallel)
+        try:
+            state = _build(overrides, without, undo)
             gradients = _capture(state)
-            losses, norms = [], []
-            for _ in range(steps):
-                result = train_step(state, False)
-                losses.append(result.loss)
-                norms.append(result.grad_norm)
-            found[case["name"]] = dict(
-                losses=losses,
-                norms=norms,
-                gradients=gradients,
-                weights=_weights(state),
-                bias=worker._biases(state),
-            )
-        parallel_state.destroy_model_parallel()
-    return found
+            results = [train_step(state, False) for _ in range(steps)]
+        except Exception as error:
+            if not without:
+                raise
+            return {"stopped": f"{type(error).__name__}: {error}"}
+        return dict(
+            losses=[result.loss for result in results],
+            norms=[result.grad_norm for result in results],
+            gradients=gradients,
+            weights=_weights(state),
+            bias=worker._biases(state),
+        )
 
 
 def not_finite(overrides: List[str]) -> Dict[str, Any]:
-    """What a step says of a gradient that is not finite, and whether weights moved."""
-    worker.join()
+    """What a step says of a gradient that is not finite, and which weights moved."""
     with ExitStack() as undo:
+        undo.callback(parallel_state.destroy_model_parallel)
         state = _build(overrides, "", undo)
         train_step(state, False)
-        before = _weights(state)
-        batches = state.micro_batches
+        before, batches = _weights(state), state.micro_batches
 
         def poisoned(consumed: int) -> Any:
             for batch in batches(consumed):
@@ -67,9 +73,10 @@ def not_finite(overrides: List[str]) -> Dict[str, Any]:
         except TrainingStopped as stopped:
             said = stopped.what
         after = _weights(state)
-    moved = [name for name in before if not torch.equal(before[name], after[name])]
-    parallel_state.destroy_model_parallel()
-    return {"said": said, "moved": moved}
+        return {
+            "said": said,
+            "moved": [name for name in before if not torch.equal(before[name], after[name])],
+        }
 
 
 def _build(overrides: List[str], without: str, undo: ExitStack) -> TrainState:
@@ -106,7 +113,7 @@ def _capture(state: TrainState) -> Dict[str, torch.Tensor]:
 
             scale = state.optimizer._zero.loss_scale
             mine = {
-                name: safe_get_full_grad(parameter).reshape(parameter_shape(parameter)) / scale
+                name: safe_get_full_grad(parameter).reshape(_shape(parameter)) / scale
                 for name, parameter in named_weights(state.model)
             }
             found.update(_of_all_experts(mine))
@@ -116,7 +123,7 @@ def _capture(state: TrainState) -> Dict[str, torch.Tensor]:
     return found
 
 
-def parameter_shape(parameter: Any) -> Any:
+def _shape(parameter: Any) -> Any:
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
