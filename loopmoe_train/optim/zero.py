@@ -27,6 +27,11 @@ from loopmoe_train.optim.zero_engine import ZeroChunk, build_engine, mark_groups
 
 #: DeepSpeed's key of a state (None: the fp32 weight) -> its name in a checkpoint
 _STATES = {None: "param", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
+#: What core's optimizers store of a parameter group.
+_TOLD = (
+    "lr", "betas", "eps", "weight_decay", "wd_mult", "lr_mult", "max_lr", "min_lr",
+    "is_expert_parallel", "is_decoupled_lr", "default_config",
+)  # fmt: skip
 
 
 class ZeroOptimizer:
@@ -173,11 +178,10 @@ class ZeroOptimizer:
     def _settings_of(self, expert: bool) -> List[Dict[str, Any]]:
         """Core's part of the parameter groups, with the step as its optimizer tells it."""
         step = max(float(self._zero.optimizer.state[flat]["step"]) for flat in self._flats())
-        left_out = ("params", "moe", "name", "betas")
-        groups = [g for g in self.param_groups if g["is_expert_parallel"] == expert]
         return [
-            {k: v for k, v in group.items() if k not in left_out} | {"step": step}
-            for group in groups
+            {**{name: group[name] for name in _TOLD}, "step": step}
+            for group in self.param_groups
+            if group["is_expert_parallel"] == expert
         ]
 
     def _flats(self) -> List[Tensor]:
