@@ -4,7 +4,7 @@ VENV ?= .venv
 MODEL ?= loopmoe_tiny
 BIN := $(VENV)/bin
 
-.PHONY: setup train test parity chaos docker kernels-ascend bench clean
+.PHONY: setup train test parity chaos deepspeed docker kernels-ascend bench clean
 
 setup: $(VENV)/.installed
 
@@ -48,6 +48,11 @@ parity: $(VENV)/.installed-dev
 # Five seeds of every fault, about a quarter of an hour on two cores; CHAOS_SEEDS=1 for a look.
 chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m chaos
+
+# What needs DeepSpeed, an extra: installs it, compiles its Adam once (a minute or two) and tests.
+deepspeed: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[deepspeed]'
+	$(BIN)/python -m pytest tests/optim/test_host.py tests/optim/test_zero.py tests/bench/test_optimizer.py
 
 # Executes the steps of docker/cpu/Dockerfile in an overlay over this machine's root and trains in it.
 docker: $(VENV)/.installed-dev

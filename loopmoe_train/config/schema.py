@@ -137,6 +137,9 @@ class ParallelConfig:
     expert_parallel_size: int = 1
     expert_tensor_parallel_size: int = 1  # expert matrices
     distributed_optimizer: bool = True  # optimizer states are spread over data-parallel ranks
+    # engine=deepspeed: what is spread over data-parallel ranks: 1 (optimizer states),
+    # 2 (gradients too) or 3 (weights too)
+    zero_stage: int = 1
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
     overlap_p2p_comm: bool = True  # a pipeline of several chunks sends while it computes
@@ -356,6 +359,9 @@ class RunConfig:
     batch_ramp_from: Optional[int] = None  # smaller batch to begin with; null: no ramp
     batch_ramp_samples: int = 0  # samples over which it grows to global_batch_size
     precision: str = "fp32"  # fp32 | bf16
+    # who reduces gradients and updates: megatron (core) | deepspeed (ZeRO; data and expert
+    # parallelism only; extra `deepspeed`)
+    engine: str = "megatron"
     eval_interval: int = 90  # 0: only at the end
     eval_batches: int = 60  # global batches per validation set; 0: the whole of it
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -127,6 +127,11 @@ def check_machine(run: RunConfig, devices_here: int) -> None:
             "observe.tensorboard=true but the package tensorboard is not installed",
             "pip install 'loopmoe-train[tensorboard]', or set it to false",
         )
+    if run.engine == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        raise Refused(
+            "engine=deepspeed but the package deepspeed is not installed",
+            "pip install 'loopmoe-train[deepspeed]', or use engine=megatron",
+        )
     if run.cluster.device == "cpu" or not devices_here:
         return
     if run.cluster.device == "npu":

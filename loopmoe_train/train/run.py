@@ -27,7 +27,7 @@ from loopmoe_train.evaluation.sample import sample_text
 from loopmoe_train.model.build import build_model, layer_names
 from loopmoe_train.moe.balance import finalize_model_grads
 from loopmoe_train.moe.dispatch import traffic
-from loopmoe_train.optim.build import build_optimizer
+from loopmoe_train.optim.build import build_optimizer, schedule
 from loopmoe_train.parallel import groups
 from loopmoe_train.spec.batch import global_batch, micro_batches
 from loopmoe_train.train import faults, heartbeat
@@ -79,8 +79,15 @@ def build(run: RunConfig, vocab_size: int, batch: Callable[[int, int], Batch]) -
     Args:
         batch: (first sample, count) -> those samples of the global order.
     """
-    model = build_model(run, vocab_size)
-    optimizer, scheduler = build_optimizer(run, model)
+    describe: Callable[[Any], str] = describe_non_finite
+    if run.engine == "deepspeed":
+        from loopmoe_train.optim.zero import build_zero  # an extra that need not be installed
+
+        model, optimizer = build_zero(run, vocab_size)
+        scheduler, describe = schedule(run, optimizer), optimizer.describe_gradients
+    else:
+        model = build_model(run, vocab_size)
+        optimizer, scheduler = build_optimizer(run, model)
     config = get_model_config(model[0])
     config.finalize_model_grads_func = finalize_model_grads
     config.grad_scale_func = optimizer.scale_loss
@@ -100,7 +107,7 @@ def build(run: RunConfig, vocab_size: int, batch: Callable[[int, int], Batch]) -
         scheduler=scheduler,
         forward_backward=get_forward_backward_func(),
         micro_batches=for_chunks,
-        describe_gradients=describe_non_finite,
+        describe_gradients=describe,
     )
 
 
