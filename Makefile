@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 MODEL ?= loopmoe_tiny
 BIN := $(VENV)/bin
+TORCH_NPU := .torch-npu
 
 .PHONY: setup train test parity chaos deepspeed docker kernels-ascend bench clean
 
@@ -14,17 +15,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(VENV)/.installed-dev: $(VENV)/.installed $(TORCH_NPU)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(MAKE) $(TORCH_NPU)/.installed
 	touch $@
 
 # torch_npu's wheel beside the environment, not in it: tests compare what the trainer tells an NPU
 # with the sources, schemas and names that it holds. It cannot be imported without CANN. There are
 # wheels for Linux alone; elsewhere those tests are skipped.
-TORCH_NPU := .torch-npu
-
-$(TORCH_NPU)/.installed:
+$(TORCH_NPU)/.installed: | $(VENV)/.installed
 	mkdir -p $(TORCH_NPU)
 	test $$(uname) != Linux || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	    --no-deps --upgrade --target $(TORCH_NPU) torch_npu==2.13.0

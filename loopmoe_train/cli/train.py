@@ -17,6 +17,8 @@ usage: loopmoe train [GROUP=PRESET ...] [setting=value ...]
   loopmoe train -m model=loopmoe_tiny,vanilla_tiny optim.lr=2e-3,4e-3 name=rates
                                                   a Hydra sweep: four runs in runs/rates, one
                                                   after another, and a comparison
+  loopmoe train profile.steps=10-12               traces, operators and shares of idling and
+                                                  collectives in the run folder's profile/
   loopmoe train 'data.mixture=[{path:datasets/web,weight:3},{path:datasets/code,weight:1}]'
 
 Groups: model parallel cluster data tokenizer optim memory checkpoint observe launcher

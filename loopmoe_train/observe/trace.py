@@ -9,11 +9,14 @@ has been seen.
 from __future__ import annotations
 
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
+
+from loopmoe_train.files import write_text
 
 STEP = "train step "
 Interval = Tuple[float, float]
@@ -237,3 +240,15 @@ def found_profiles(folder: Path) -> Dict[int, Profile]:
             except (OSError, ValueError, KeyError, TypeError):
                 continue
     return dict(sorted(found.items()))
+
+
+def main(trace: Path) -> None:
+    """Write what a trace tells beside it: rank-0.trace.json -> rank-0.txt and rank-0.json."""
+    found = read_profile(trace)
+    stem = trace.name.removesuffix(".trace.json")
+    write_text(trace.with_name(f"{stem}.txt"), found.table())
+    write_text(trace.with_name(f"{stem}.json"), json.dumps(found.as_dict(), indent=1))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

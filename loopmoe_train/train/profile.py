@@ -2,14 +2,15 @@
 with the operators, .json with the shares.
 
 A profile may fail in any way (full disk, profiler, parser): then one line warns, and training
-goes on. Traces are written by a thread of their own, so that other ranks do not wait in a
-collective while one of them writes.
+goes on. A trace is written by a thread and read by a process of its own; still, stopping the
+profiler and writing hold Python for some seconds per 100 MB: a few steps are enough.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any, Callable, ContextManager, Iterator, Optional
@@ -20,8 +21,7 @@ from loopmoe_train.config.profile_rules import profiled_steps
 from loopmoe_train.config.run_file import run_dir
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.device.accelerator import accel
-from loopmoe_train.files import write_text
-from loopmoe_train.observe.trace import STEP, read_profile
+from loopmoe_train.observe.trace import STEP
 
 
 class Capture:
@@ -85,10 +85,12 @@ class Capture:
         trace = self._folder / f"rank-{self._rank}.trace.json"
         with self._safely("write", trace):
             profiler.export_chrome_trace(str(trace))
-            found = read_profile(trace)
-            write_text(self._folder / f"rank-{self._rank}.txt", found.table())
-            values = json.dumps(found.as_dict(), indent=1)
-            write_text(self._folder / f"rank-{self._rank}.json", values)
+            # not here: reading a large file would keep Python from the training
+            command = [sys.executable, "-m", "loopmoe_train.observe.trace", str(trace)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                words = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+                raise RuntimeError(words[-1])
 
     @contextlib.contextmanager
     def _safely(self, doing: str, trace: Optional[Path] = None) -> Iterator[None]:

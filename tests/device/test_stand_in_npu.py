@@ -44,6 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, cluster in (("cpu", "cpu"), ("npu", "ascend_a2")):
         done = start(place, f"name={name}", f"cluster={cluster}", "profile.steps=3-4")
         assert done.returncode == 0, done.stderr
+        assert f"{name}, rank 0: profile of steps 3 to 4" in done.stdout
     return place
 
 
@@ -133,6 +134,7 @@ def _types(value: Any) -> list[str]:
 def test_profiles_of_both(place: Path) -> None:
     for name in ("cpu", "npu"):
         assert found_profiles(place / "runs" / name)[0].steps == [3, 4]
+        assert "Profile of rank 0" in (place / "runs" / name / "report.html").read_text()
 
 
 def script(place: Path, name: str) -> list[str]:
