@@ -30,8 +30,8 @@ def prepare(
 ) -> Tuple[RunConfig, Optional[Mixture]]:
     """From a command line to a run that can start: composed, checked, data there, run.yaml written.
 
-    With ``launcher.dry_run`` it is composed and checked; machine, data, run folder are left alone. So it
-    is by the command that starts ranks on other machines: there rank 0 prepares.
+    With ``launcher.dry_run`` it is composed and checked; machine, data, run folder are left alone.
+    So it is by the command that starts ranks on other machines: there rank 0 prepares.
 
     Args:
         say: receives plain lines about the progress.
