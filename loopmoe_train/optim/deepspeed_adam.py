@@ -13,7 +13,8 @@ import itertools
 import os
 import sys
 import threading
-from typing import Any, Callable, Dict
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator
 
 from torch import Tensor
 
@@ -100,14 +101,25 @@ def operator(say: Callable[[str], None] = lambda line: None) -> Any:
 
 @functools.cache
 def _load() -> Any:
-    # DeepSpeed's own device: its build for the host needs neither CUDA's nor CANN's headers.
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    path = os.environ.get("PATH", "")
     # Where pip puts ninja, should there be no other. (Another ninja than before compiles anew.)
-    os.environ["PATH"] = os.pathsep.join([path, os.path.dirname(sys.executable)])
-    try:
+    here = os.pathsep.join([os.environ.get("PATH", ""), os.path.dirname(sys.executable)])
+    # The build for the host needs neither CUDA's nor CANN's headers. Under engine=deepspeed the
+    # device is named already, and ranks that are started later must name theirs: so not for good.
+    with _environment(PATH=here, DS_ACCELERATOR=os.environ.get("DS_ACCELERATOR", "cpu")):
         from deepspeed.ops.op_builder import CPUAdamBuilder
 
         return CPUAdamBuilder().load(verbose=False)
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
     finally:
-        os.environ["PATH"] = path
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

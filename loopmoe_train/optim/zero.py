@@ -23,7 +23,7 @@ from torch import Tensor
 
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.model.build import build_chunks, named_weights
-from loopmoe_train.optim.zero_engine import ZeroChunk, build_engine, mark_groups
+from loopmoe_train.optim.zero_engine import ZeroChunk, build_engine, mark_groups, name_device
 
 #: DeepSpeed's key of a state (None: the fp32 weight) -> its name in a checkpoint
 _STATES = {None: "param", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
@@ -238,6 +238,7 @@ def build_zero(run: RunConfig, vocab_size: int) -> Tuple[List[Any], ZeroOptimize
     """The model chunk of this rank under ZeRO, and its optimizer; a collective call."""
     from loopmoe_train.optim.build import adamw_groups
 
+    name_device()
     (module,), config = build_chunks(run, vocab_size)
     groups = adamw_groups(run, [module])
     mark_groups(groups)

@@ -81,7 +81,6 @@ def build_engine(run: RunConfig, module: nn.Module, optimizer: torch.optim.Optim
     Raises:
         Refused: DeepSpeed does not support this device or setting.
     """
-    os.environ.setdefault("DS_ACCELERATOR", accel.device_type)
     import deepspeed.comm
     import deepspeed.ops
     from deepspeed.runtime.config import DeepSpeedConfig
@@ -134,6 +133,11 @@ def _place(parameter: Any) -> None:
     parameter.ds_zero_placement_family = "autoep_expert"
     parameter.ds_zero_partition_group_name = _EXPERTS
     parameter.ds_zero_partition_process_group = parallel_state.get_expert_data_parallel_group()
+
+
+def name_device() -> None:
+    """Tell DeepSpeed this rank's device; to be called before anything of it is imported."""
+    os.environ["DS_ACCELERATOR"] = accel.device_type
 
 
 def mark_groups(groups: List[Dict[str, Any]]) -> None:

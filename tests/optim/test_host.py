@@ -209,6 +209,15 @@ def test_what_does_not_go_together_is_refused(words: List[str], said: str) -> No
 
 
 @needs_deepspeed
+def test_loading_names_no_device_to_what_is_started_later() -> None:
+    from loopmoe_train.optim.deepspeed_adam import operator
+
+    before = dict(os.environ)
+    operator()
+    assert dict(os.environ) == before
+
+
+@needs_deepspeed
 def test_no_compiler_is_one_line(tmp_path: Path) -> None:
     code = "from loopmoe_train.optim.deepspeed_adam import operator; operator()"
     environment = dict(os.environ, TORCH_EXTENSIONS_DIR=str(tmp_path), CXX="no-such-compiler")
