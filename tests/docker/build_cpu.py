@@ -34,7 +34,7 @@ def main(folder: Path) -> None:
         os.mknod(root / "dev" / name, 0o666 | stat.S_IFCHR, os.makedev(1, minor))
         os.chmod(root / "dev" / name, 0o666)
     (root / "dev/shm").mkdir()
-    _mount("tmpfs", root / "dev/shm", "size=64m,mode=1777")
+    _mount("tmpfs", root / "dev/shm", "size=2g,mode=1777")
     # The base image has no ordinary users, and everybody may run its Python.
     passwd = root / "etc/passwd"
     kept = [

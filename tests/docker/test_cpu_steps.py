@@ -32,7 +32,7 @@ def test_steps_of_the_cpu_image(tmp_path):
     told = json.loads(done.stdout.splitlines()[-1])
     code, said, warned = told["started"]
     assert code == 0 and "PASS" in said, told["started"]
-    assert "/dev/shm has 64 MiB" in warned
+    assert warned == ""
     assert told["trained"][0] == 0, told["trained"]
     assert "val" in told["trained"][1]
     assert told["where"][1].startswith("/opt/loopmoe/lib/")
