@@ -18,7 +18,7 @@ import pytest
 
 from loopmoe_train.config.compose import compose
 from loopmoe_train.config.run_file import run_dir, save
-from loopmoe_train.errors import Refused, RunFailed
+from loopmoe_train.errors import RankLost, Refused, RunFailed
 from loopmoe_train.launcher import nodes
 from loopmoe_train.launcher.cause import Fault
 from loopmoe_train.launcher.nodes import Ending
@@ -241,3 +241,24 @@ def test_the_cause_is_told_and_not_what_came_of_it() -> None:
         assert abs(back.fault.last_sign_at - 3) < 0.1
         assert str(back.fault.error) == f"node {name}: it -> fix"
     assert nodes._together([none, none], list("ab")).fault is None
+
+
+@pytest.mark.parametrize("leaver", ["holder", "other"])
+def test_a_command_that_leaves_early_says_so(place: Place, leaver: str) -> None:
+    both = meeting(place.settings, [["a=1"], ["a=1"]], patience_s=20)
+    both.sort(key=lambda node: node.holds == (leaver == "holder"))
+    stays, leaves = both
+    for node in both:
+        node.begin(0)
+    time.sleep(1)
+    assert stays.news() is None
+    thread = threading.Thread(target=leaves.leave)  # the holder waits for the other
+    thread.start()
+    deadline = time.monotonic() + 10
+    with pytest.raises(RankLost, match="node 127.0.0.1 gives no sign of life"):
+        while time.monotonic() < deadline:
+            assert stays.news() is None
+            time.sleep(0.05)
+    stays.leave()
+    thread.join(20)
+    assert not thread.is_alive()
