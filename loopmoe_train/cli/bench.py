@@ -155,8 +155,9 @@ def run(argv: List[str]) -> int:
         return _kernels(overrides, quick, out)
     elif names == ["start"]:
         from loopmoe_train.bench import start
+        from loopmoe_train.launcher.wrapped import has_mpirun
 
-        table, show = start.measure(overrides, rounds), start.show
+        table, show = start.measure(overrides, rounds, has_mpirun()), start.show
     elif names == ["resume"]:
         from loopmoe_train.bench import resume
         from loopmoe_train.launcher.supervise import launch

@@ -30,7 +30,8 @@ from loopmoe_train.files import write_text
 from loopmoe_train.launcher import batch, cause, hosts, local, wrapped
 from loopmoe_train.launcher.cause import AGAIN, Fault, where
 from loopmoe_train.launcher.job import Job
-from loopmoe_train.launcher.nodes import Ending, Nodes, meet
+from loopmoe_train.launcher.meet import meet
+from loopmoe_train.launcher.nodes import Ending, Nodes
 from loopmoe_train.launcher.watch import watch
 from loopmoe_train.redact import redact
 from loopmoe_train.train.heartbeat import Sign

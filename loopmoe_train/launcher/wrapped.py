@@ -99,6 +99,14 @@ def find_mpirun() -> str:
     return found
 
 
+def has_mpirun() -> bool:
+    """Whether :func:`find_mpirun` finds one."""
+    try:
+        return bool(find_mpirun())
+    except Refused:
+        return False
+
+
 @cache
 def is_open_mpi(program: str) -> bool:
     """Whether this mpirun takes Open MPI's options (MPICH's and Intel's take others)."""

@@ -23,7 +23,7 @@ def test_ways_take_turns_and_are_told(
         return float(len(started))
 
     monkeypatch.setattr(start, "_start", fake)
-    table = start.measure(["launcher.hosts=[a,b]", "cluster.devices_per_node=1"], 2)
+    table = start.measure(["launcher.hosts=[a,b]", "cluster.devices_per_node=1"], 2, True)
     first = ["launcher=local1", "launcher=torchrun1", "launcher=mpirun1", "launcher=torchrun4",
              "launcher=mpirun2"]  # fmt: skip
     assert started == ["launcher=local1", *first, *first]
@@ -39,7 +39,7 @@ def test_a_start_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     with pytest.raises(RunFailed, match="launcher=local: loopmoe train: .*nowhere"):
         start._start([*start._SETTINGS, "data.source=nowhere"], ["launcher=local"])
     with pytest.raises(Refused, match="steps=0"):
-        start.measure(["steps=0"], 1)
+        start.measure(["steps=0"], 1, False)
     assert main(["bench", "start", "--rounds", "none"]) == 2
 
 

@@ -15,7 +15,7 @@ FAKE = "tests.launcher.fake_rank"
 
 def main(file: str, lost_s: str, *words: str) -> int:
     """Launch on this node; the exit code. What happens is told as by the front door."""
-    nodes._LOST_S = float(lost_s)
+    nodes.LOST_S = float(lost_s)
     supervise.TRAIN = FAKE
     place = json.loads(Path(file).read_text())
     run = compose([*place["settings"], *words])

@@ -127,4 +127,4 @@ def test_without_mpirun_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(Refused, match="there is no mpirun on PATH -> install one"):
-        wrapped.command(compose(["launcher=mpirun"]), ["python", "-m", "x"])
+        wrapped.command(compose(["launcher=mpirun"]), ["python", "-m", "x"], {})

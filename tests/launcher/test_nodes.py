@@ -18,8 +18,8 @@ import pytest
 
 from loopmoe_train.config.compose import compose
 from loopmoe_train.config.run_file import run_dir, save
-from loopmoe_train.errors import Refused, RunFailed
-from loopmoe_train.launcher import nodes
+from loopmoe_train.errors import RankLost, Refused, RunFailed
+from loopmoe_train.launcher import meet, nodes
 from loopmoe_train.launcher.cause import Fault
 from loopmoe_train.launcher.nodes import Ending
 from tests.launcher.tiny_run import attempts
@@ -158,13 +158,13 @@ def test_a_command_that_is_killed_ends_the_job(place: Place, which: str) -> None
 def meeting(settings: List[str], words: List[List[str]], patience_s: float = 5) -> List[Any]:
     """What becomes of commands that meet in threads: Nodes or the error."""
     run = compose(settings)
-    nodes._store_class()  # importing torch is none of the patience
+    meet._store_class()  # importing torch is none of the patience
     found: List[Any] = [None] * len(words)
 
     def go(k: int) -> None:
         time.sleep(0.2 * k)
         try:
-            found[k] = nodes.meet(run, words[k], patience_s)
+            found[k] = meet.meet(run, words[k], patience_s)
         except Refused as error:
             found[k] = str(error)
 
@@ -193,7 +193,7 @@ def test_too_few_and_too_many_nodes_are_refused(place: Place) -> None:
 def test_an_endpoint_that_is_not_reached_or_not_ours(
     place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nodes, "_ANSWER_S", 1.0)
+    monkeypatch.setattr(meet, "_ANSWER_S", 1.0)
     place.settings[-1] = "launcher.endpoint=nowhere.invalid:29500"
     (said,) = meeting(place.settings, [["a=1"]], patience_s=1)
     assert said.startswith("launcher.endpoint=nowhere.invalid:29500 was not reached: ")
@@ -208,9 +208,9 @@ def test_an_endpoint_that_is_not_reached_or_not_ours(
 
 
 def test_a_public_endpoint_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
-    nodes._warned.clear()
+    meet._warned.clear()
     for host in ("10.0.0.1", "fd00::1", "127.0.0.1", "8.8.8.8", "8.8.8.8"):
-        nodes._warn_if_public(host, f"{host}:1")
+        meet._warn_if_public(host, f"{host}:1")
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and "launcher.endpoint=8.8.8.8:1 is a public address" in said[0]
 
@@ -241,3 +241,24 @@ def test_the_cause_is_told_and_not_what_came_of_it() -> None:
         assert abs(back.fault.last_sign_at - 3) < 0.1
         assert str(back.fault.error) == f"node {name}: it -> fix"
     assert nodes._together([none, none], list("ab")).fault is None
+
+
+@pytest.mark.parametrize("leaver", ["holder", "other"])
+def test_a_command_that_leaves_early_says_so(place: Place, leaver: str) -> None:
+    both = meeting(place.settings, [["a=1"], ["a=1"]], patience_s=20)
+    both.sort(key=lambda node: node.holds == (leaver == "holder"))
+    stays, leaves = both
+    for node in both:
+        node.begin(0)
+    time.sleep(1)
+    assert stays.news() is None
+    thread = threading.Thread(target=leaves.leave)  # the holder waits for the other
+    thread.start()
+    deadline = time.monotonic() + 10
+    with pytest.raises(RankLost, match="node 127.0.0.1 gives no sign of life"):
+        while time.monotonic() < deadline:
+            assert stays.news() is None
+            time.sleep(0.05)
+    stays.leave()
+    thread.join(20)
+    assert not thread.is_alive()
