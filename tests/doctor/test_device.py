@@ -131,7 +131,8 @@ def test_operators_that_were_given_back_to_the_processor() -> None:
 def test_a_device_that_is_not_there() -> None:
     """In a process of its own: here megatron.core may have been imported for the processor."""
     code = (
-        "from loopmoe_train.config.compose import compose; from loopmoe_train.doctor import device\n"
+        "from loopmoe_train.config.compose import compose\n"
+        "from loopmoe_train.doctor import device\n"
         "run = compose(['cluster=ascend_a2', 'cluster.devices=8', 'micro_batch_size=1'])\n"
         "print(*device.device(run, True), sep='\\n')"
     )
