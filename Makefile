@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 MODEL ?= loopmoe_tiny
 BIN := $(VENV)/bin
+TORCH_NPU := .torch-npu
 
-.PHONY: setup train test parity chaos docker kernels-ascend bench clean
+.PHONY: setup train test parity chaos deepspeed docker kernels-ascend bench clean
 
 setup: $(VENV)/.installed
 
@@ -14,8 +15,17 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(VENV)/.installed-dev: $(VENV)/.installed $(TORCH_NPU)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# torch_npu's wheel beside the environment, not in it: tests compare what the trainer tells an NPU
+# with the sources, schemas and names that it holds. It cannot be imported without CANN. There are
+# wheels for Linux alone; elsewhere those tests are skipped.
+$(TORCH_NPU)/.installed: | $(VENV)/.installed
+	mkdir -p $(TORCH_NPU)
+	test $$(uname) != Linux || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    --no-deps --upgrade --target $(TORCH_NPU) torch_npu==2.13.0
 	touch $@
 
 train: setup
@@ -36,6 +46,11 @@ parity: $(VENV)/.installed-dev
 # Five seeds of every fault, about a quarter of an hour on two cores; CHAOS_SEEDS=1 for a look.
 chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m chaos
+
+# What needs DeepSpeed, an extra: installs it, compiles its Adam once (a minute or two) and tests.
+deepspeed: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[deepspeed]'
+	$(BIN)/python -m pytest tests/optim/test_host.py tests/optim/test_zero.py tests/bench/test_optimizer.py
 
 # Executes the steps of docker/cpu/Dockerfile in an overlay over this machine's root and trains in it.
 docker: $(VENV)/.installed-dev
@@ -61,4 +76,4 @@ bench: setup
 	$(BIN)/loopmoe bench train --against megatron
 
 clean:
-	rm -rf $(VENV) $(ASCEND_VENV) build dist *.egg-info
+	rm -rf $(VENV) $(ASCEND_VENV) $(TORCH_NPU) build dist *.egg-info

@@ -26,7 +26,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this checkout, unpacked into a folder of its own."""
     folder = tmp_path_factory.mktemp("wheel")
     sources = folder / "checkout"
-    for path in ("pyproject.toml", "README.md", "LICENSE", "loopmoe_train", "kernels", "configs"):
+    for path in ("pyproject.toml", "README.md", "LICENSE", "loopmoe_train", "kernels", "configs",
+                 "launch"):  # fmt: skip
         (sources / path).parent.mkdir(parents=True, exist_ok=True)
         _run("cp", "-r", str(ROOT / path), str(sources / path), cwd=ROOT)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
@@ -38,12 +39,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_all_packages_and_presets_are_in_it(installed: Path) -> None:
     for package, source in (("loopmoe_train", "loopmoe_train"), ("loopmoe_kernels", "kernels"),
-                            ("loopmoe_configs", "configs")):  # fmt: skip
+                            ("loopmoe_configs", "configs"),
+                            ("loopmoe_launch", "launch")):  # fmt: skip
         files = {
             path.relative_to(ROOT / source)
             for path in (ROOT / source).rglob("*")
             if path.suffix
-            in (".py", ".yaml", ".typed", ".csv", ".json", ".cpp", ".h", ".cmake", ".in")
+            in (".py", ".yaml", ".typed", ".csv", ".json", ".cpp", ".h", ".cmake", ".in", ".sbatch")
             or path.name == "CMakeLists.txt"
         }
         missing = [str(path) for path in files if not (installed / package / path).is_file()]

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import io
 import pickle
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, Iterator, List, Tuple
 
 import torch
 import torch.distributed as dist
@@ -66,15 +67,16 @@ def capture(trained: Trained, position: Dict[str, int]) -> Tuple[List[Shard], by
         if chunk.ddp_config.overlap_param_gather:
             # What the last step updated is gathered by the next forward: too late for us.
             chunk.start_param_sync(force_sync=True)
-    described = _described(trained, is_loading=False)
-    described["scheduler"] = trained.scheduler.state_dict()
-    described["position"] = position
-    sharded, common = save_preprocess(described, validate_access_integrity=False)
-    shards = [
-        Shard(part.key, tuple(part.global_offset), tuple(part.global_shape), _host(part.data))
-        for part in nested_values(sharded)
-        if isinstance(part, ShardedTensor) and is_main_replica(part.replica_id)
-    ]
+    with _whole(trained.model):
+        described = _described(trained, is_loading=False)
+        described["scheduler"] = trained.scheduler.state_dict()
+        described["position"] = position
+        sharded, common = save_preprocess(described, validate_access_integrity=False)
+        shards = [
+            Shard(part.key, tuple(part.global_offset), tuple(part.global_shape), _host(part.data))
+            for part in nested_values(sharded)
+            if isinstance(part, ShardedTensor) and is_main_replica(part.replica_id)
+        ]
     shards += [
         Shard(f"{_RANDOM}/{dist.get_rank()}/{name}", (0,) * value.dim(), tuple(value.shape),
               _host(value))
@@ -90,9 +92,10 @@ class Restore:
 
     def __init__(self, trained: Trained) -> None:
         self._trained = trained
-        described, self._local, self._factories = load_preprocess(
-            _described(trained, is_loading=True)
-        )
+        with _whole(trained.model):
+            described, self._local, self._factories = load_preprocess(
+                _described(trained, is_loading=True)
+            )
         self._wanted, _ = extract_sharded_base(described)
 
     def wanted(self) -> List[ShardedTensor]:
@@ -118,15 +121,7 @@ class Restore:
         merge(state, self._local)
         merge(state, apply_factory_merges(self._wanted, self._factories))
         trained = self._trained
-        for index, chunk in enumerate(trained.model):
-            missing, unexpected = bare(chunk).load_state_dict(
-                state.get(f"model{index}", {}),
-                strict=False,  # later iterations own nothing
-            )
-            # Core leaves non-tensor "_extra_state" entries, which hold nothing here.
-            real = [name for name in missing if not name.endswith("_extra_state")]
-            if real or unexpected:
-                raise RuntimeError(f"weights do not fit: missing {real}, unexpected {unexpected}")
+        self._load_weights(state)
         fresh = {name: trained.optimizer.param_groups[0].get(name) for name in ("max_lr", "min_lr")}
         trained.optimizer.load_state_dict(state["optimizer"])
         for group in trained.optimizer.param_groups:
@@ -137,6 +132,20 @@ class Restore:
             set_random_states(random)
         position: Dict[str, int] = state["position"]
         return position
+
+    def _load_weights(self, state: Dict[str, Any]) -> None:
+        with _whole(self._trained.model, changed=True):
+            for index, chunk in enumerate(self._trained.model):
+                missing, unexpected = bare(chunk).load_state_dict(
+                    state.get(f"model{index}", {}),
+                    strict=False,  # later iterations own nothing
+                )
+                # Core leaves non-tensor "_extra_state" entries, which hold nothing here.
+                real = [name for name in missing if not name.endswith("_extra_state")]
+                if real or unexpected:
+                    raise RuntimeError(
+                        f"weights do not fit: missing {real}, unexpected {unexpected}"
+                    )
 
 
 def load_common(content: bytes) -> Dict[str, Any]:
@@ -154,6 +163,16 @@ def load_common(content: bytes) -> Dict[str, Any]:
 def random_keys(rank: int) -> str:
     """Prefix of the names of one rank's random states."""
     return f"{_RANDOM}/{rank}/"
+
+
+@contextmanager
+def _whole(model: List[Any], changed: bool = False) -> Iterator[None]:
+    """Weights that are spread over ranks (ZeRO) are there in full, and written back if changed."""
+    with ExitStack() as stack:
+        for chunk in model:
+            if hasattr(chunk, "whole"):
+                stack.enter_context(chunk.whole(changed))
+        yield
 
 
 def _described(trained: Trained, is_loading: bool) -> Dict[str, Any]:

@@ -45,6 +45,11 @@ def resolve(words: Sequence[str]) -> Tuple[List[str], Optional[Choice]]:
     from loopmoe_train.sim.memory import beside
     from loopmoe_train.sim.search import refusal
 
+    if "engine=deepspeed" in words:
+        raise Refused(
+            f"{AUTO} searches the layouts of engine=megatron, among them pipelines",
+            "with engine=deepspeed name parallel=data or parallel=expert",
+        )
     others = [word for word in searched(words) if word != AUTO]
     for word in others:
         if word.startswith("parallel="):

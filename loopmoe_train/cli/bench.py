@@ -2,6 +2,7 @@
 
 usage: loopmoe bench train [--against megatron] [--json FILE] [setting=value ...]
        loopmoe bench resume [--kills N] [--json FILE] [setting=value ...]
+       loopmoe bench start [--rounds N] [--json FILE] [setting=value ...]
        loopmoe bench checkpoint [--json FILE] [setting=value ...]
        loopmoe bench iter_adaln [--json FILE] [setting=value ...]
        loopmoe bench pipeline [--json FILE] [setting=value ...]
@@ -16,6 +17,9 @@ usage: loopmoe bench train [--against megatron] [--json FILE] [setting=value ...
           torch's fused attention and grouped matrix product; interleaved pairs, medians.
           megatron is the default peer and the only one.
   resume  time from the kill of a random rank to its notice and to the next step, 10 kills.
+  start   from `loopmoe train` to the end of the first step, by launcher, in 5 rounds that take
+          turns: local, torchrun, mpirun, torchrun with a command for each of two nodes (here), and
+          mpirun over launcher.hosts=[a,b] if those are given.
   checkpoint  what a save costs the steps around it, and how many of 1,000 corruptions are found.
   iter_adaln  what IterAdaLN costs of FLOPs, a step's time and what is kept for backward, and what
           its fused norm saves; loopmoe_tiny in one process, model=NAME for another.
@@ -92,7 +96,7 @@ def run(argv: List[str]) -> int:
 
         sim.show(sim.run(**sim.arguments(argv[1:])))
         return 0
-    names, overrides, out, kills, quick = [], [], None, 10, False
+    names, overrides, out, kills, rounds, quick = [], [], None, 10, 5, False
     words = iter(argv)
     for word in words:
         if word == "--json":
@@ -104,7 +108,9 @@ def run(argv: List[str]) -> int:
             if peer != "megatron":
                 raise Refused(f"--against {peer}: unknown peer", "use --against megatron")
         elif word == "--kills":
-            kills = _count(next(words, ""))
+            kills = _count(word, next(words, ""))
+        elif word == "--rounds":
+            rounds = _count(word, next(words, ""))
         elif word == "--quick":
             quick = True
         elif "=" in word:
@@ -147,6 +153,10 @@ def run(argv: List[str]) -> int:
         return _ops(overrides, quick, out)
     elif names == ["kernels"]:
         return _kernels(overrides, quick, out)
+    elif names == ["start"]:
+        from loopmoe_train.bench import start
+
+        table, show = start.measure(overrides, rounds), start.show
     elif names == ["resume"]:
         from loopmoe_train.bench import resume
         from loopmoe_train.launcher.supervise import launch
@@ -155,8 +165,9 @@ def run(argv: List[str]) -> int:
     else:
         raise Refused(
             f"bench {' '.join(names)}: there is no such benchmark",
-            "use `bench train`, `bench resume`, `bench checkpoint`, `bench iter_adaln`, "
-            "`bench pipeline`, `bench moe`, `bench ops`, `bench kernels` or `bench optimizer`",
+            "use `bench train`, `bench resume`, `bench start`, `bench checkpoint`, "
+            "`bench iter_adaln`, `bench pipeline`, `bench moe`, `bench ops`, `bench kernels` or "
+            "`bench optimizer`",
         )
     if out is not None:
         Path(out).write_text(json.dumps(table, indent=1) + "\n")
@@ -198,9 +209,9 @@ def _kernels(overrides: List[str], quick: bool, out: Optional[str]) -> int:
     return 0
 
 
-def _count(word: str) -> int:
+def _count(option: str, word: str) -> int:
     if not word.isdigit() or int(word) < 1:
-        raise Refused(f"--kills {word}: not a number of kills", "loopmoe bench resume --kills 10")
+        raise Refused(f"{option} {word}: not a number from 1 on", f"e.g. {option} 10")
     return int(word)
 
 

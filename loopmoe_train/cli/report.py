@@ -40,10 +40,15 @@ def show(folders: Sequence[Path], out: Path | None = None) -> None:
     """
     from loopmoe_train.observe.report import write_report
     from loopmoe_train.observe.rundata import load_runs
+    from loopmoe_train.observe.trace import found_profiles
 
     runs = load_runs(folders)
     page = write_report(runs, out)
     _print_headline(runs)
+    for run in runs:
+        for rank, profile in found_profiles(run.folder).items():
+            for line in profile.lines():
+                print(f"{run.name}, rank {rank}: {line}")
     print(f"report: {_shown(page)}")
 
 

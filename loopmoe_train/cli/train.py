@@ -10,9 +10,15 @@ usage: loopmoe train [GROUP=PRESET ...] [setting=value ...]
                                                   `loopmoe plan`
   loopmoe train launcher=torchrun                 or launcher=mpirun; launcher.dry_run=true
                                                   prints the command
+  loopmoe train launcher=torchrun launcher.nodes=2 launcher.endpoint=HOST:PORT cluster.devices=16
+                                                  typed on both nodes
+  loopmoe train launcher=mpirun launcher.hosts=[a,b] cluster.devices=16
+  loopmoe train launcher=slurm launcher.nodes=2   or launcher=volcano: a job for a scheduler
   loopmoe train -m model=loopmoe_tiny,vanilla_tiny optim.lr=2e-3,4e-3 name=rates
                                                   a Hydra sweep: four runs in runs/rates, one
                                                   after another, and a comparison
+  loopmoe train profile.steps=10-12               traces, operators and shares of idling and
+                                                  collectives in the run folder's profile/
   loopmoe train 'data.mixture=[{path:datasets/web,weight:3},{path:datasets/code,weight:1}]'
 
 Groups: model parallel cluster data tokenizer optim memory checkpoint observe launcher

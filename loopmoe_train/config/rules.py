@@ -12,7 +12,7 @@ import os.path
 from dataclasses import fields, is_dataclass
 from typing import Any, Callable, List, Sequence
 
-from loopmoe_train.config import launcher_rules, model_rules, parallel_rules
+from loopmoe_train.config import launcher_rules, model_rules, parallel_rules, profile_rules
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused
 from loopmoe_train.spec.exchange import DISPATCHERS
@@ -24,6 +24,8 @@ RECOMPUTE_MODULES = ("core_attn", "moe", "mlp", "mla_up_proj", "shared_experts")
 
 _CHOICES = {
     "precision": ("fp32", "bf16"),
+    "engine": ("megatron", "deepspeed"),
+    "parallel.zero_stage": ("1", "2", "3"),
     "model.attention.kind": ("mla", "gqa"),
     "model.moe.score_function": ("sigmoid", "softmax"),
     "model.init": ("scaled", "tiny"),
@@ -258,6 +260,30 @@ def _offload(config: RunConfig) -> Problems:
         )
 
 
+def _engine(config: RunConfig) -> Problems:
+    parallel = config.parallel
+    if config.engine == "megatron":
+        if parallel.zero_stage != 1:
+            yield f"parallel.zero_stage={parallel.zero_stage} is for engine=deepspeed"
+        return
+    for name in (
+        "tensor_parallel_size", "context_parallel_size", "pipeline_parallel_size",
+        "expert_tensor_parallel_size",
+    ):  # fmt: skip
+        if getattr(parallel, name) > 1:
+            yield (
+                f"parallel.{name}={getattr(parallel, name)}: engine=deepspeed is for data and "
+                "expert parallelism: set it to 1, or use engine=megatron"
+            )
+    for name in ("overlap_grad_reduce", "overlap_param_gather"):
+        if getattr(parallel, name):
+            yield f"parallel.{name}=true is for engine=megatron: set it to false"
+    if not parallel.distributed_optimizer:
+        yield "engine=deepspeed spreads optimizer states: set parallel.distributed_optimizer=true"
+    if config.optim.kind != "adamw":
+        yield f"engine=deepspeed has optim.kind=adamw, not {config.optim.kind}"
+
+
 def _memory(config: RunConfig) -> Problems:
     selective = config.memory.recompute == "selective"
     if selective != bool(config.memory.recompute_modules):
@@ -315,7 +341,7 @@ def _names(config: RunConfig) -> Problems:
 
 RULES: Sequence[Callable[[RunConfig], Problems]] = (
     _choices, _finite, _sizes, *model_rules.RULES, *parallel_rules.RULES, _batch, _optimizer,
-    _memory, _mixture, *launcher_rules.RULES, _names,
+    _engine, _memory, _mixture, *launcher_rules.RULES, _names, *profile_rules.RULES,
 )  # fmt: skip
 
 

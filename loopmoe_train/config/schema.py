@@ -137,6 +137,9 @@ class ParallelConfig:
     expert_parallel_size: int = 1
     expert_tensor_parallel_size: int = 1  # expert matrices
     distributed_optimizer: bool = True  # optimizer states are spread over data-parallel ranks
+    # engine=deepspeed: what is spread over data-parallel ranks: 1 (optimizer states),
+    # 2 (gradients too) or 3 (weights too)
+    zero_stage: int = 1
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
     overlap_p2p_comm: bool = True  # a pipeline of several chunks sends while it computes
@@ -301,6 +304,14 @@ class ObserveConfig:
 
 
 @dataclass
+class ProfileConfig:
+    """Record what host and device do during a few steps: the run folder's profile/."""
+
+    steps: Optional[str] = None  # 10-12, or one step; null: nothing is recorded
+    ranks: List[int] = field(default_factory=lambda: [0])  # a trace of each
+
+
+@dataclass
 class LauncherConfig:
     """How the ranks are started and watched.
 
@@ -348,6 +359,9 @@ class RunConfig:
     batch_ramp_from: Optional[int] = None  # smaller batch to begin with; null: no ramp
     batch_ramp_samples: int = 0  # samples over which it grows to global_batch_size
     precision: str = "fp32"  # fp32 | bf16
+    # who reduces gradients and updates: megatron (core) | deepspeed (ZeRO; data and expert
+    # parallelism only; extra `deepspeed`)
+    engine: str = "megatron"
     eval_interval: int = 90  # 0: only at the end
     eval_batches: int = 60  # global batches per validation set; 0: the whole of it
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -359,6 +373,7 @@ class RunConfig:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
 
 

@@ -135,16 +135,21 @@ def _toolkit(home: Optional[str]) -> Iterator[Problem]:
         yield Problem("ASCEND_HOME_PATH", "FAIL", what, fix)
 
 
+#: What a deterministic run needs, by device: a variable and the values that do.
+_FIXED_ORDER = {
+    "npu": ("HCCL_DETERMINISTIC", ("true", "strict")),
+    "cuda": ("CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")),
+}
+
+
 def _against_run(env: Mapping[str, str], run: RunConfig) -> Iterator[Problem]:
     """What is set and is not what the run says."""
     device, get = run.cluster.device, env.get
-    if run.cluster.deterministic:
-        fixed = {"npu": "HCCL_DETERMINISTIC", "cuda": "CUBLAS_WORKSPACE_CONFIG"}.get(device, "")
-        allowed = {"npu": ("true", "strict"), "cuda": (":4096:8", ":16:8")}.get(device, ())
-        if get(fixed) and env[fixed].lower() not in allowed:
+    if run.cluster.deterministic and device in _FIXED_ORDER:
+        name, allowed = _FIXED_ORDER[device]
+        if get(name) and env[name].lower() not in allowed:
             yield Problem(
-                fixed, "FAIL",
-                f"{fixed}={env[fixed]} contradicts cluster.deterministic=true",
+                name, "FAIL", f"{name}={env[name]} contradicts cluster.deterministic=true",
                 f"set it to {allowed[0]}, or unset it",
             )  # fmt: skip
     if device != "npu":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,8 @@ from loopmoe_train.errors import LoopMoEError, RankLost, Refused, RunFailed, Tra
 from loopmoe_train.train.heartbeat import Sign
 
 KINDS = {kind.exit_code: kind for kind in (RunFailed, Refused, TrainingStopped, RankLost)}
+# Of a rank on a machine that does not see the run folder; mpirun hands it on.
+_IN_LOG = re.compile(r"^loopmoe train: rank (?P<rank>\d+): (?P<what>.*?)( -> (?P<fix>.*))?$", re.M)
 AGAIN = "the same command resumes from the last checkpoint"
 
 
@@ -106,6 +110,8 @@ def stopped(rank: int, sign: Sign, status: str, silent_s: float, logs: Path) -> 
 def hung(ranks: List[int], sign: Sign, stuck_s: float, logs: Path, follows: bool = False) -> Fault:
     """The fault of ranks that run but get no further."""
     who = f"rank {ranks[0]} hangs" if len(ranks) == 1 else f"ranks {ranks} hang"
+    if follows:
+        who = f"a rank on another machine hangs, for which rank {ranks[0]} waits"
     error = RankLost(
         f"{who} {where(sign)}: no progress for {stuck_s:.1f} s; the job was killed",
         f"see {logs}/stacks-*.txt for where, or raise launcher.hang_seconds; {AGAIN}",
@@ -137,8 +143,16 @@ def _told(entry: Dict[str, Any], signs: Dict[int, Sign]) -> Fault:
     return Fault(error, rank, signs.get(rank), follows=bool(entry["lost_peer"]))
 
 
-def said(*folders: Path) -> List[Dict[str, Any]]:
+def _from_log(match: re.Match[str]) -> Dict[str, Any]:
+    refused = Refused.exit_code  # what keeps a run from starting there; the disk is the reason
+    return dict(rank=int(match["rank"]), what=match["what"], fix=match["fix"] or "",
+                exit_code=refused, lost_peer=False, time=math.inf)  # fmt: skip
+
+
+def said(scratch: Path, logs: Path) -> List[Dict[str, Any]]:
     """The lines that failing ranks left, the earliest first, lost peers last."""
-    files = [path for folder in folders for path in folder.glob("failure-*.json")]
+    files = [path for folder in (scratch, logs) for path in folder.glob("failure-*.json")]
     told = [json.loads(path.read_text()) for path in files]
+    if (logs / "mpirun.log").exists():
+        told += map(_from_log, _IN_LOG.finditer((logs / "mpirun.log").read_text(errors="replace")))
     return sorted(told, key=lambda entry: (entry["lost_peer"], entry["time"]))

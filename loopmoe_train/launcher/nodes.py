@@ -32,6 +32,7 @@ from loopmoe_train.train.heartbeat import Sign
 
 _MEET_S = 600.0  # for the command to be typed on all nodes
 _LOST_S = 30.0  # without a sign of a node, or of the store
+_ANSWER_S = 20.0  # for the store to say that it is one
 _PERIOD_S = 0.2
 _STORE_ERRORS = (RuntimeError, ValueError, OSError)
 
@@ -122,6 +123,8 @@ class Nodes:
         if self._thread.is_alive():
             self._thread.join(2 * _LOST_S)
         try:
+            if not self.store.check([f"{self._attempt}/end/{self.index}"]):
+                self.store.set("lost", self.address)  # before all have ended
             self.store.set(f"left/{self.index}", "yes")
             deadline = time.monotonic() + _LOST_S
             while self.holds and time.monotonic() < deadline:
@@ -206,17 +209,23 @@ def meet(run: RunConfig, words: Sequence[str], patience_s: float = _MEET_S) -> N
             f"launcher.endpoint={where}: {str(error).splitlines()[0][:200]}",
             "see whether that machine and port can be reached and nothing else listens there",
         ) from error
-    first = nodes[0][1]
-    other = [word for word in (*words, *first) if (word in words) != (word in first)]
-    if other:
-        keys = ", ".join(dict.fromkeys(word.partition("=")[0] for word in other))
-        raise Refused(
-            f"this node was started with other settings than node {nodes[0][0]}: {keys}",
-            "type the same command on every node",
-        )
+    _check_alike(nodes)
     found = Nodes(store, where, count, index, address, holds)
     found.names = [name for name, _ in nodes]
     return found
+
+
+def _check_alike(nodes: Sequence[Tuple[str, List[str]]]) -> None:
+    """Refuse, on all nodes, a command that was typed otherwise on one of them."""
+    name, first = nodes[0]
+    for other, words in nodes[1:]:
+        apart = [word for word in (*first, *words) if (word in first) != (word in words)]
+        if apart:
+            keys = ", ".join(dict.fromkeys(word.partition("=")[0] for word in apart))
+            raise Refused(
+                f"node {other} was started with other settings than node {name}: {keys}",
+                "type the same command on every node",
+            )
 
 
 def _open(host: str, port: int, where: str, deadline: float) -> Tuple[Any, bool]:
@@ -227,8 +236,7 @@ def _open(host: str, port: int, where: str, deadline: float) -> Tuple[Any, bool]
     while time.monotonic() < deadline:
         try:
             family, _, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            if ipaddress.ip_address(str(target[0]).partition("%")[0]).is_global:
-                _warn_of_public(where)
+            _warn_if_public(str(target[0]), where)
             listener = _listen(family, target)
             if listener is not None:
                 store = TCPStore(
@@ -237,7 +245,7 @@ def _open(host: str, port: int, where: str, deadline: float) -> Tuple[Any, bool]
                 )  # fmt: skip
                 return store, True
             socket.create_connection((host, port), timeout=2).close()
-            return TCPStore(host, port, wait_for_workers=False, timeout=limit), False
+            return _client(TCPStore, host, port), False
         except OSError as error:  # not there yet: another node holds it, a name is not known yet
             problem = error.strerror or str(error)
             time.sleep(_PERIOD_S)
@@ -249,6 +257,25 @@ def _open(host: str, port: int, where: str, deadline: float) -> Tuple[Any, bool]
         f"launcher.endpoint={where} was not reached: {problem}",
         "start the command on the machine with that address too, and open the port between nodes",
     )
+
+
+def _client(TCPStore: Any, host: str, port: int) -> Any:
+    """A client of the store; in a thread, since it would wait for ever for a listener's answer."""
+    found: List[Any] = []
+
+    def connect() -> None:
+        try:
+            limit = timedelta(seconds=_LOST_S)
+            found.append(TCPStore(host, port, wait_for_workers=False, timeout=limit))
+        except _STORE_ERRORS as error:
+            found.append(error)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(_ANSWER_S)
+    if not found or isinstance(found[0], Exception):
+        raise ValueError(f"no store answers: {found}")
+    return found[0]
 
 
 def _store_class() -> Any:
@@ -266,8 +293,8 @@ def _store_class() -> Any:
 _warned: List[str] = []
 
 
-def _warn_of_public(where: str) -> None:
-    if where not in _warned:
+def _warn_if_public(address: str, where: str) -> None:
+    if ipaddress.ip_address(address.partition("%")[0]).is_global and where not in _warned:
         _warned.append(where)
         print(
             f"loopmoe train: launcher.endpoint={where} is a public address and the store there has "

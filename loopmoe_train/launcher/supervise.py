@@ -55,6 +55,10 @@ def launch(
         RankLost: a rank was killed, stopped or hung, and restarts did not help.
         LoopMoEError: what the first failing rank said.
     """
+    if run.launcher.kind in batch.KINDS:
+        raise Refused(
+            f"launcher={run.launcher.kind} is for `loopmoe train`", "do this with launcher=local"
+        )
     command = [sys.executable, "-m", module]
     if not spans_nodes(run.launcher):
         return _until_done(run, [*command, str(run_dir(run) / "run.yaml")], logs)

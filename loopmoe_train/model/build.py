@@ -53,8 +53,7 @@ def build_model(run: RunConfig, vocab_size: int) -> List[DistributedDataParallel
     Raises:
         ValueError: core refuses the configuration.
     """
-    registry.use(run.cluster.kernels)
-    config = transformer_config(run)
+    chunks, config = build_chunks(run, vocab_size)
     ddp = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=run.parallel.overlap_grad_reduce,
@@ -62,13 +61,24 @@ def build_model(run: RunConfig, vocab_size: int) -> List[DistributedDataParallel
         # Muon's owners need the gradients of whole matrices: all-reduced, not scattered by ranges.
         use_distributed_optimizer=run.parallel.distributed_optimizer and run.optim.kind == "adamw",
     )
-    chunks: List[nn.Module] = list(_chunks(run, vocab_size, config))
-    if config.bf16:
-        chunks = [Float16Module(config, chunk) for chunk in chunks]
     return [
         DistributedDataParallel(config, ddp, chunk, disable_bucketing=index > 0)
         for index, chunk in enumerate(chunks)
     ]
+
+
+def build_chunks(run: RunConfig, vocab_size: int) -> Tuple[List[nn.Module], TransformerConfig]:
+    """The model chunks of this rank, in the run's precision, and core's configuration of them.
+
+    Raises:
+        ValueError: core refuses the configuration.
+    """
+    registry.use(run.cluster.kernels)
+    config = transformer_config(run)
+    chunks: List[nn.Module] = list(_chunks(run, vocab_size, config))
+    if config.bf16:
+        chunks = [Float16Module(config, chunk) for chunk in chunks]
+    return chunks, config
 
 
 def _chunks(run: RunConfig, vocab_size: int, config: TransformerConfig) -> List[GPTModel]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loopmoe_train.observe.rundata import RunData
+from loopmoe_train.observe.trace import found_profiles
 
 # The policy makes the browser itself refuse anything from outside.
 _PAGE = """<!DOCTYPE html>
@@ -78,6 +79,7 @@ def run_page(run: RunData) -> str:
         "<h2>Pictures</h2>",
         _pictures(run),
         _sample(run),
+        _profiles(run),
         _config(run),
     ]
     return _page(f"Run {run.name}", parts)
@@ -166,6 +168,21 @@ def _sample(run: RunData) -> str:
     if run.sample is None:
         return heading + '<p class="dim">There is no sample.txt: none was written yet.</p>'
     return f"{heading}<pre>{escape(run.sample)}</pre>"
+
+
+def _profiles(run: RunData) -> str:
+    """Profiled steps of every rank that recorded some."""
+    parts = []
+    for rank, profile in found_profiles(run.folder).items():
+        rows = [[o.name, f"{o.ms:.3f}", o.calls, f"{100 * o.share:.1f} %"]
+                for o in profile.operators[:12]]  # fmt: skip
+        parts += [
+            f"<h2>Profile of rank {rank}</h2>",
+            f"<p>{escape('; '.join(profile.lines()))}. "
+            f"Perfetto (ui.perfetto.dev) shows profile/rank-{rank}.trace.json.</p>",
+            _table(rows, ["operator", "ms", "calls", "share of the steps"]),
+        ]
+    return "\n".join(parts)
 
 
 def _config(run: RunData) -> str:

@@ -12,7 +12,13 @@ from typing import Any, Callable, Dict, List, Tuple
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import (
+    MegatronOptimizer,
+    OptimizerConfig,
+    _get_param_groups,
+    get_megatron_optimizer,
+    get_standard_config_overrides,
+)
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from torch import Tensor
 
@@ -39,7 +45,14 @@ def build_optimizer(
             optimizer = get_megatron_optimizer(config, model)
     else:
         optimizer = get_megatron_optimizer(config, model)
-    return optimizer, _schedule(run, optimizer)
+    return optimizer, schedule(run, optimizer)
+
+
+def adamw_groups(run: RunConfig, model: List[Any]) -> List[Dict[str, Any]]:
+    """Core's parameter groups of the trained parameters of ``model``: vectors without weight
+    decay and experts apart."""
+    config = _core_config(run)
+    return _get_param_groups(model, config, get_standard_config_overrides(config))
 
 
 def _deepspeed() -> Any:
@@ -158,7 +171,8 @@ def _groups(
     return groups
 
 
-def _schedule(run: RunConfig, optimizer: MegatronOptimizer) -> OptimizerParamScheduler:
+def schedule(run: RunConfig, optimizer: Any) -> OptimizerParamScheduler:
+    """The learning-rate schedule over ``optimizer``, counted in optimizer steps."""
     optim = run.optim
     decay = optim.decay_steps or max(1, run.steps // 5)
     return OptimizerParamScheduler(

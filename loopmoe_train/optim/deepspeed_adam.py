@@ -49,6 +49,23 @@ class DeepSpeedUpdate:
         )  # fmt: skip
 
 
+def continuable() -> Any:
+    """DeepSpeedCPUAdam whose continued run is bitwise the straight one, for its ZeRO-Offload."""
+    operator()
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    class Continuable(DeepSpeedCPUAdam):
+        def begin(self) -> None:
+            """As :meth:`DeepSpeedUpdate.begin`."""
+            self.ds_opt_adam.create_adam(self.opt_id, 0.0, 0.0, 0.0, 0.0, 0.0, True, False)
+
+        def first_step(self) -> int:
+            """Steps are whole numbers here, tensors in torch's."""
+            return 0
+
+    return Continuable
+
+
 def operator(say: Callable[[str], None] = lambda line: None) -> Any:
     """The compiled operator, built if this machine has none yet.
 

@@ -138,7 +138,7 @@ def workload_of(run: RunConfig) -> Workload:
         micro_batch=run.micro_batch_size,
         global_batch=global_batch(run, 0),
         precision=run.precision,
-        sharding="optimizer" if parallel.distributed_optimizer else "none",
+        sharding=_sharding(run),
         exchange=moe.dispatcher,
         imbalance=1.0 if moe.pad_to_capacity else IMBALANCE,
         dropout=run.model.hidden_dropout > 0,
@@ -156,6 +156,12 @@ def workload_of(run: RunConfig) -> Workload:
             pipeline=parallel.overlap_p2p_comm,
         ),
     )
+
+
+def _sharding(run: RunConfig) -> str:
+    if run.engine == "deepspeed" and run.parallel.zero_stage == 3:
+        return "full"
+    return "optimizer" if run.parallel.distributed_optimizer else "none"
 
 
 IMBALANCE = 1.15  # of a router with an auxiliary loss, over 8 to 64 ranks

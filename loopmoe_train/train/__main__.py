@@ -108,8 +108,10 @@ def _run(argv: List[str]) -> RunConfig:
 def _redirect(rank: int) -> None:
     """Send the output to logs/ as our launcher does it for ranks that it starts itself."""
     logs = os.environ.get("LOOPMOE_LOGS")
-    if logs:
-        os.makedirs(logs, exist_ok=True)  # on another machine than the supervisor's
+    if logs and not os.path.isdir(logs):  # mpirun hands on what is written on other machines
+        if rank:
+            os.dup2(2, 1)
+    elif logs:
         log = os.open(f"{logs}/rank-{rank}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         for stream in (2,) if rank == 0 else (1, 2):
             os.dup2(log, stream)
@@ -147,10 +149,10 @@ def _tell(error: LoopMoEError, lost_peer: bool) -> int:
         time=time.time(),
         host=socket.gethostname(),
     )
-    # On a machine without supervisor: where it looks for the logs, a folder that all nodes see.
-    told_in = heartbeat.scratch() or os.environ.get("LOOPMOE_LOGS")
-    if told_in:
-        write_text(failure_file(Path(told_in), rank), json.dumps(entry))
+    # On a machine without supervisor: where it looks for the logs, if that is seen here.
+    told_in = heartbeat.scratch() or Path(os.environ.get("LOOPMOE_LOGS", "/nowhere"))
+    if told_in.is_dir():
+        write_text(failure_file(told_in, rank), json.dumps(entry))
     else:
         print(f"loopmoe train: rank {rank}: {error}", file=sys.stderr, flush=True)
     return error.exit_code

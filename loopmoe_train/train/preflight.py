@@ -30,8 +30,8 @@ def prepare(
 ) -> Tuple[RunConfig, Optional[Mixture]]:
     """From a command line to a run that can start: composed, checked, data there, run.yaml written.
 
-    With ``launcher.dry_run`` it is composed and checked; data and run folder are left alone. So it
-    is by the command that starts ranks on other machines: there rank 0 prepares.
+    With ``launcher.dry_run`` it is composed and checked; machine, data, run folder are left alone.
+    So it is by the command that starts ranks on other machines: there rank 0 prepares.
 
     Args:
         say: receives plain lines about the progress.
@@ -48,7 +48,8 @@ def prepare(
     doubts = check_environment(run)
     if devices_here is not None:  # this process is a rank, and nothing has prepared its environment
         set_environment(run)
-    check_machine(run, _started_here(run) if devices_here is None else devices_here)
+    if not run.launcher.dry_run:  # which may be asked of another machine than the one that trains
+        check_machine(run, _started_here(run) if devices_here is None else devices_here)
     for doubt in doubts:
         say(f"warning: {doubt}")
     if run.launcher.dry_run or (devices_here is None and not starts_here(run)):
@@ -126,6 +127,11 @@ def check_machine(run: RunConfig, devices_here: int) -> None:
         raise Refused(
             "observe.tensorboard=true but the package tensorboard is not installed",
             "pip install 'loopmoe-train[tensorboard]', or set it to false",
+        )
+    if run.engine == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        raise Refused(
+            "engine=deepspeed but the package deepspeed is not installed",
+            "pip install 'loopmoe-train[deepspeed]', or use engine=megatron",
         )
     if run.cluster.device == "cpu" or not devices_here:
         return

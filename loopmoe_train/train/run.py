@@ -27,12 +27,13 @@ from loopmoe_train.evaluation.sample import sample_text
 from loopmoe_train.model.build import build_model, layer_names
 from loopmoe_train.moe.balance import finalize_model_grads
 from loopmoe_train.moe.dispatch import traffic
-from loopmoe_train.optim.build import build_optimizer
+from loopmoe_train.optim.build import build_optimizer, schedule
 from loopmoe_train.parallel import groups
 from loopmoe_train.spec.batch import global_batch, micro_batches
 from loopmoe_train.train import faults, heartbeat
 from loopmoe_train.train.gradients import describe_non_finite
 from loopmoe_train.train.preflight import identity
+from loopmoe_train.train.profile import Capture
 from loopmoe_train.train.recorder import Recorder
 from loopmoe_train.train.step import TrainState, train_step
 from loopmoe_train.train.stop import StopRequest
@@ -58,9 +59,11 @@ def train(run: RunConfig) -> None:
         recorder = Recorder(state, text, restored)
         saver = Saver(checkpoints(run), run.checkpoint.keep, 60 * run.launcher.timeout_minutes)
         saver.last_step = state.step
+        capture = Capture(run, dist.get_rank(), _say_from(recorder))
         with recorder.ending():
-            _loop(state, text, recorder, stop, saver)
+            _loop(state, text, recorder, stop, saver, capture)
             _finish(state, text, recorder, saver)
+            capture.finish()
     finally:
         groups.leave()
 
@@ -76,8 +79,15 @@ def build(run: RunConfig, vocab_size: int, batch: Callable[[int, int], Batch]) -
     Args:
         batch: (first sample, count) -> those samples of the global order.
     """
-    model = build_model(run, vocab_size)
-    optimizer, scheduler = build_optimizer(run, model)
+    describe: Callable[[Any], str] = describe_non_finite
+    if run.engine == "deepspeed":
+        from loopmoe_train.optim.zero import build_zero  # an extra that need not be installed
+
+        model, optimizer = build_zero(run, vocab_size)
+        scheduler, describe = schedule(run, optimizer), optimizer.describe_gradients
+    else:
+        model = build_model(run, vocab_size)
+        optimizer, scheduler = build_optimizer(run, model)
     config = get_model_config(model[0])
     config.finalize_model_grads_func = finalize_model_grads
     config.grad_scale_func = optimizer.scale_loss
@@ -97,7 +107,7 @@ def build(run: RunConfig, vocab_size: int, batch: Callable[[int, int], Batch]) -
         scheduler=scheduler,
         forward_backward=get_forward_backward_func(),
         micro_batches=for_chunks,
-        describe_gradients=describe_non_finite,
+        describe_gradients=describe,
     )
 
 
@@ -170,8 +180,18 @@ def _layout(run: RunConfig) -> Dict[str, Any]:
     return dict(parallel=asdict(run.parallel), devices=run.cluster.devices)
 
 
+def _say_from(recorder: Recorder) -> Callable[[str], None]:
+    """Rank 0 says it on the console, others in their log."""
+    return recorder.note if recorder.main else lambda line: print(line, flush=True)
+
+
 def _loop(
-    state: TrainState, text: Text, recorder: Recorder, stop: StopRequest, saver: Saver
+    state: TrainState,
+    text: Text,
+    recorder: Recorder,
+    stop: StopRequest,
+    saver: Saver,
+    capture: Capture,
 ) -> None:
     run = state.run
     while state.step < run.steps:
@@ -180,7 +200,8 @@ def _loop(
         started = time.perf_counter()
         undo = remember(state.model)
         try:
-            result = train_step(state, bool(stop))
+            with capture.step(state.step + 1):
+                result = train_step(state, bool(stop))
         except TrainingStopped:
             undo()
             _save_last(state, text, recorder, saver)

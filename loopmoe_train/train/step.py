@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import torch
-from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from torch import Tensor
@@ -30,7 +29,7 @@ class TrainState:
     """What a step works on.
 
     Attributes:
-        model: chunks of this rank, wrapped by core's DistributedDataParallel.
+        model: chunks of this rank, wrapped by core's DistributedDataParallel, or by ZeRO.
         forward_backward: core's schedule for this layout.
         micro_batches: first sample of a global batch -> this rank's micro-batches of it, as core's
             schedule takes them: an iterator, or one for every chunk.
@@ -41,7 +40,7 @@ class TrainState:
 
     run: RunConfig
     model: List[Any]
-    optimizer: ChainedOptimizer
+    optimizer: Any  # core's ChainedOptimizer, or one with its methods (optim/zero.py)
     scheduler: OptimizerParamScheduler
     forward_backward: Callable[..., List[Dict[str, Tensor]]]
     micro_batches: Callable[[int], Any]
@@ -141,7 +140,7 @@ def sum_of_losses(loss_mask: Tensor, losses: Tensor) -> Tuple[Tensor, Tensor, Di
     return total, tokens, {"sum": total.detach(), "tokens": tokens}
 
 
-def _clip(optimizer: ChainedOptimizer, max_norm: float, total_norm: float) -> None:
+def _clip(optimizer: Any, max_norm: float, total_norm: float) -> None:
     """Scale all gradients by max_norm / total_norm if that is below 1; experts and the rest
     live in separate optimizers but share one norm."""
     for part in optimizer.chained_optimizers:

@@ -53,7 +53,10 @@ def load_and_train(cases: List[Dict[str, Any]], root: str, steps: int) -> Dict[s
         results[case["name"]] = dict(
             consumed=state.consumed,
             losses=[train_step(state, False).loss for _ in range(steps)],
-            weights=worker.named(state, lambda p: p.data),
+            # Of ZeRO's weights a rank may have none; tests/optim/test_zero.py looks at them.
+            weights={}
+            if state.run.engine == "deepspeed"
+            else worker.named(state, lambda p: p.data),
         )
         parallel_state.destroy_model_parallel()
     return results

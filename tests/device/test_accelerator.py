@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from loopmoe_train.device import accelerator, backends
+from loopmoe_train.device import accelerator, backends, kinds
 from loopmoe_train.device.accelerator import accel
 from loopmoe_train.device.cpu import CpuBackend
 from loopmoe_train.errors import Refused
@@ -192,6 +192,28 @@ def test_cpu_random_state(cpu: CpuBackend) -> None:
     cpu.set_rng_state(state)
     assert torch.equal(cpu.random.get_rng_state(device="cpu"), state)
     assert torch.equal(cpu.default_generators["cpu"].get_state(), state)
+
+
+@pytest.mark.parametrize("kind", [kinds.Stream, kinds.Event, kinds.Profiler])
+def test_the_cpu_has_all_that_the_facade_promises(cpu: CpuBackend, kind: type) -> None:
+    mine = {"Stream": cpu.Stream(), "Event": cpu.Event(), "Profiler": cpu.profiler()}[kind.__name__]
+    promised = [name for name in vars(kind) if not name.startswith("_")]
+    assert promised and [name for name in promised if not callable(getattr(mine, name, None))] == []
+    free, total = cpu.mem_get_info()
+    assert 0 < free <= total and cpu.memory_reserved() >= cpu.memory_allocated() > 0
+
+
+def test_npu_profiles_with_its_own_profiler(npu: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams, memory and the rest go to torch.npu; the profiler is torch_npu's."""
+    activity = SimpleNamespace(CPU="host", NPU="device")
+    profiler = SimpleNamespace(ProfilerActivity=activity, profile=lambda activities: activities)
+    package = SimpleNamespace(npu=npu, profiler=profiler)
+    monkeypatch.setitem(sys.modules, "torch_npu", package)  # type: ignore
+    npu.answers |= {"mem_get_info": (1, 2), "memory_allocated": 3, "current_stream": "s"}
+    backend = backends.create("npu")
+    assert backend.profiler() == ["host", "device"]
+    assert (backend.mem_get_info(), backend.memory_allocated()) == ((1, 2), 3)
+    assert backend.current_stream() == "s"
 
 
 def test_cpu_streams_and_events(cpu: CpuBackend) -> None:

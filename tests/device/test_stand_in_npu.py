@@ -16,15 +16,18 @@ from typing import Any
 
 import pytest
 
+from loopmoe_train.observe.trace import found_profiles
 from tests.device.stand_in_npu import build
 from tests.launcher.tiny_run import losses, make_place, settings
 
 LOOPMOE = str(Path(sys.executable).with_name("loopmoe"))
 ROOT = build.ROOT
+pytestmark = pytest.mark.timeout(600)  # it may have to compile
 
 
 def start(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    common = ["cluster.devices=2", "parallel=expert", "steps=4", "launcher.heartbeat_seconds=60"]
+    common = ["cluster.devices=2", "parallel=expert", "steps=4", "launcher.heartbeat_seconds=60",
+              "cluster.deterministic=true"]  # fmt: skip
     return subprocess.run(
         [LOOPMOE, "train", *settings(place, *common, *words)], cwd=place, text=True, timeout=280,
         env=build.variables(place / "record"), capture_output=True, check=False,
@@ -41,6 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, cluster in (("cpu", "cpu"), ("npu", "ascend_a2")):
         done = start(place, f"name={name}", f"cluster={cluster}", "profile.steps=3-4")
         assert done.returncode == 0, done.stderr
+        assert f"{name}, rank 0: profile of steps 3 to 4" in done.stdout
     return place
 
 
@@ -58,6 +62,20 @@ def test_losses_are_those_of_the_cpu(place: Path) -> None:
     assert manifest.is_file()
 
 
+def test_a_rank_has_its_environment_when_torch_npu_is_loaded(place: Path) -> None:
+    kind, _, _, found = record_of(place, "1")[0]
+    assert kind == "environment" and found == {
+        "HCCL_BUFFSIZE": "200",
+        "HCCL_CONNECT_TIMEOUT": "300",
+        "HCCL_DETERMINISTIC": "true",
+        "HCCL_EVENT_TIMEOUT": "360",
+        "HCCL_EXEC_TIMEOUT": "300",
+        "TASK_QUEUE_ENABLE": "2",
+        "CPU_AFFINITY_CONF": "1",
+        "PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True",
+    }
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_sets_its_device_first(place: Path, rank: int) -> None:
     calls = record_of(place, str(rank))
@@ -65,15 +83,15 @@ def test_a_rank_sets_its_device_first(place: Path, rank: int) -> None:
           ("is_available", "device_count", "set_device")}  # fmt: skip
     assert calls[at["set_device"][0]] == ["device", "set_device", [rank], {}]
     assert at["is_available"][0] < at["device_count"][0] < at["set_device"][0]
-    later = [call[0] for call in calls[: at["set_device"][0]]]
-    assert set(later) == {"device"}  # no memory, stream, generator or collective before
+    before = [call[0] for call in calls[1 : at["set_device"][0]]]
+    assert set(before) == {"device"}  # no memory, stream, generator or collective before
 
 
 def test_what_is_recorded(place: Path) -> None:
     calls = record_of(place, "0")
     kinds = {call[0] for call in calls}
     assert kinds == {
-        "device", "random", "stream", "memory", "collective", "operator", "profiler"
+        "environment", "device", "random", "stream", "memory", "collective", "operator", "profiler"
     }  # fmt: skip
     names = [call[1] for call in calls]
     # the exchange of tokens: sizes are copied on a stream of their own
@@ -115,8 +133,8 @@ def _types(value: Any) -> list[str]:
 
 def test_profiles_of_both(place: Path) -> None:
     for name in ("cpu", "npu"):
-        trace = json.loads((place / f"runs/{name}/profile/rank-0.trace.json").read_text())
-        assert len(trace["traceEvents"]) > 1000
+        assert found_profiles(place / "runs" / name)[0].steps == [3, 4]
+        assert "Profile of rank 0" in (place / "runs" / name / "report.html").read_text()
 
 
 def script(place: Path, name: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from loopmoe_train.errors import Refused
 from loopmoe_train.launcher import wrapped
 from loopmoe_train.parallel import rendezvous
+from loopmoe_train.parallel.addresses import interface_of
 from loopmoe_train.parallel.environment import Place, place
 
 OPEN_MPI = dict(
@@ -86,6 +88,24 @@ def test_ranks_of_one_mpirun_meet_in_a_file_of_its_own(
     rendezvous.store.cache_clear()
 
 
+def test_several_machines_meet_over_the_interface_that_leads_to_rank_zero(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _clean(monkeypatch, MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
+    several = Place(rank=1, world=4, local_rank=1, local_world=2)
+    for given, found in (("eth9", "eth9"), (None, "lo")):
+        monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+        if given:
+            monkeypatch.setenv("GLOO_SOCKET_IFNAME", given)
+        rendezvous.choose_interface(several)
+        assert os.environ["GLOO_SOCKET_IFNAME"] == found
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    monkeypatch.setattr(rendezvous, "interface_of", lambda address: "seen " + address)
+    rendezvous.choose_interface(several)
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "seen 127.0.0.1"
+    assert interface_of("203.0.113.9") is None
+
+
 TORCHRUN_SAYS = """\
 Root Cause (first observed failure):
 [0]:
@@ -104,6 +124,10 @@ OPEN_MPI_SAYS = (
 @pytest.mark.parametrize("said", [TORCHRUN_SAYS, TORCHRUN_WARNS, OPEN_MPI_SAYS])
 def test_a_signal_is_read_from_the_launchers_log(tmp_path: Path, said: str) -> None:
     (tmp_path / "log").write_text(said)
-    assert wrapped.how_ended(tmp_path / "log", 4334) == -9
-    assert wrapped.how_ended(tmp_path / "log", 4335) is None
-    assert wrapped.how_ended(tmp_path / "none", 4334) is None
+    assert wrapped.how_ended(tmp_path / "log", 1, 4334) == -9
+    assert wrapped.how_ended(tmp_path / "log", 1, 4335) is None
+    assert wrapped.how_ended(tmp_path / "none", 1, 4334) is None
+    # Of a rank on another machine no process is known; Open MPI names it.
+    afar = -9 if said == OPEN_MPI_SAYS else None
+    assert wrapped.how_ended(tmp_path / "log", 1, None) == afar
+    assert wrapped.how_ended(tmp_path / "log", 0, None) is None

@@ -47,7 +47,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   }
   c10::Device getDevice() const override { return {kNpu, current}; }
   void setDevice(c10::Device to) const override {
-    TORCH_CHECK(to.index() < kDevices, "no such npu: ", to.index());
+    TORCH_CHECK(to.index() < kDevices, "no such npu: ", static_cast<int>(to.index()));
     if (to.index() >= 0) current = to.index();
   }
   void uncheckedSetDevice(c10::Device to) const noexcept override {

@@ -50,5 +50,5 @@ for name, arguments in {
 }.items():
     meta = meta_of(name)(*(one.to("meta") for one in arguments))
     assert shapes(meta) == shapes(operators.OPERATORS[name](*arguments)), name
-    assert name in wheel.schemas()
+    assert wheel.schema(name).startswith(name)
 print("equal")

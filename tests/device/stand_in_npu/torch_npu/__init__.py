@@ -16,11 +16,16 @@ torch.ops.load_library(os.environ["STAND_IN_LIBRARY"])
 torch.ops.stand_in.hook()
 torch.utils.rename_privateuse1_backend("npu")
 
-from torch_npu import hccl, operators, profiler  # noqa: E402
+from torch_npu import hccl, operators, profiler, record  # noqa: E402
 from torch_npu.device import npu  # noqa: E402
 
 torch._register_device_module("npu", npu)
 torch.utils.generate_methods_for_privateuse1_backend()
+# what a real one reads of its environment, at this moment or later
+record.write("environment", "loaded", [], {
+    name: value for name, value in os.environ.items()
+    if name.startswith(("HCCL_", "TASK_QUEUE", "PYTORCH_NPU", "CPU_AFFINITY"))
+})  # fmt: skip
 hccl.register()
 operators.register()
 

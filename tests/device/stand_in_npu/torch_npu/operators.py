@@ -36,7 +36,7 @@ OPERATORS = {"npu_moe_token_permute": _permute, "npu_moe_token_unpermute": _unpe
 
 def register() -> None:
     for name, function in OPERATORS.items():
-        _library.define(wheel.schemas()[name])
+        _library.define(wheel.schema(name))
 
         def call(*arguments: Any, _f: Any = function, _n: str = name, **named: Any) -> Any:
             # the dispatcher has compared the arguments with the schema

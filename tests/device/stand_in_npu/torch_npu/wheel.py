@@ -68,13 +68,17 @@ def names(file: str) -> Set[str]:
 
 
 @functools.cache
-def schemas() -> Dict[str, str]:
-    """Schemas of its operators, by name: its library registers them as text."""
+def schema(name: str) -> str:
+    """Schema of one of its operators: its library registers them as text.
+
+    Raises:
+        LookupError: it has no such operator.
+    """
     text = (FOLDER / "lib/libtorch_npu.so").read_bytes()
-    found = re.findall(
-        rb"(?<=\0)(_?npu_\w+)(\([\w\s,.*?=\[\]()!|\-]*\) -> [\w\s,\[\]()!?]+)\0", text
-    )
-    return {name.decode(): (name + rest).decode() for name, rest in found}
+    at = text.find(b"\0" + name.encode() + b"(")
+    if at < 0:
+        raise LookupError(f"torch_npu 2.13 has no operator {name}")
+    return text[at + 1 : text.index(b"\0", at + 1)].decode()
 
 
 @functools.cache
