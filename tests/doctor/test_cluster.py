@@ -176,6 +176,13 @@ def test_a_store_that_dies() -> None:
         meeting.come("start", [0, 1])
 
 
+def test_a_sum_over_other_ranks_than_meant(one_rank: None) -> None:
+    mine = Examination(compose([]), Place(), dist.HashStore(), [])
+    mine._sum(None, [0])
+    with pytest.raises(RuntimeError, match="add up to 1, not 3"):
+        mine._sum(None, [0, 1])
+
+
 def test_axes_of_a_layout() -> None:
     grid = Grid.of(8, tensor=2, pipeline=2, expert=4)
     assert axes(grid) == [("tensor", 2), ("data", 2), ("pipeline", 2), ("expert", 4)]

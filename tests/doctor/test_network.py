@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import time
 from typing import Iterator
 
 import psutil
@@ -70,9 +71,9 @@ def test_loopback_between_machines() -> None:
 @pytest.fixture
 def down() -> Iterator[str]:
     """An interface that is down."""
-    name = "doctor0"
+    name = f"dr{os.getpid()}a"
     done = subprocess.run(
-        ["ip", "link", "add", name, "type", "veth", "peer", "name", "doctor1"],
+        ["ip", "link", "add", name, "type", "veth", "peer", "name", f"dr{os.getpid()}b"],
         capture_output=True,
         text=True,
         check=False,
@@ -86,7 +87,9 @@ def down() -> Iterator[str]:
 def test_an_interface_that_is_down(down: str) -> None:
     bad = network.interfaces({"GLOO_SOCKET_IFNAME": down}, True)
     assert_finds(bad, "network/interface", "FAIL", f"{down} is down", f"ip link set {down} up")
-    for name in (down, "doctor1"):  # a pair is up when both ends are
+    for name in (down, f"{down[:-1]}b"):  # a pair is up when both ends are
         subprocess.run(["ip", "link", "set", name, "up"], check=True)
-    assert psutil.net_if_stats()[down].isup
+    deadline = time.monotonic() + 20
+    while not psutil.net_if_stats()[down].isup and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert_passes(network.interfaces({"GLOO_SOCKET_IFNAME": down}, True), "network/interface")
