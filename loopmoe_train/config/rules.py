@@ -12,7 +12,13 @@ import os.path
 from dataclasses import fields, is_dataclass
 from typing import Any, Callable, List, Sequence
 
-from loopmoe_train.config import launcher_rules, model_rules, parallel_rules, profile_rules
+from loopmoe_train.config import (
+    launcher_rules,
+    model_rules,
+    optim_rules,
+    parallel_rules,
+    profile_rules,
+)
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused
 from loopmoe_train.spec.exchange import DISPATCHERS
@@ -211,77 +217,6 @@ def _batch(config: RunConfig) -> Problems:
             yield "batch_ramp_from needs batch_ramp_samples=N, the samples over which it grows"
     elif config.batch_ramp_samples:
         yield "batch_ramp_samples needs batch_ramp_from=N, the batch size to begin with"
-    if config.optim.min_lr > config.optim.lr:
-        yield f"optim.min_lr={config.optim.min_lr} is above optim.lr={config.optim.lr}: lower it"
-    if config.optim.warmup_steps >= config.steps:
-        yield (
-            f"optim.warmup_steps={config.optim.warmup_steps} leaves nothing of steps="
-            f"{config.steps}: lower it, or train longer"
-        )
-    decay, left = config.optim.decay_steps, config.steps - config.optim.warmup_steps
-    if config.optim.schedule == "wsd" and decay is not None and 0 < left < decay:
-        yield (
-            f"optim.decay_steps={decay} is more than the {left} steps after the warmup: "
-            "lower it, or train longer"
-        )
-
-
-def _optimizer(config: RunConfig) -> Problems:
-    yield from _offload(config)
-    if config.optim.kind != "muon":
-        return
-    if not config.parallel.distributed_optimizer:
-        yield (
-            "optim.kind=muon spreads whole matrices over the data-parallel ranks: "
-            "set parallel.distributed_optimizer=true"
-        )
-    if config.parallel.overlap_param_gather:
-        yield (
-            "parallel.overlap_param_gather gathers shards of core's distributed optimizer, which "
-            "optim.kind=muon does not use: set it to false"
-        )
-
-
-def _offload(config: RunConfig) -> Problems:
-    optim = config.optim
-    if optim.offload == "none":
-        if optim.offload_update != "torch":
-            yield (
-                f"optim.offload_update={optim.offload_update} says who updates offloaded states: "
-                "set optim.offload=cpu, or leave it out"
-            )
-        return
-    if optim.kind != "adamw":
-        yield f"optim.offload={optim.offload} is for optim.kind=adamw, not {optim.kind}"
-    if not config.parallel.distributed_optimizer:
-        yield (
-            f"optim.offload={optim.offload} keeps the states of core's distributed optimizer: "
-            "set parallel.distributed_optimizer=true"
-        )
-
-
-def _engine(config: RunConfig) -> Problems:
-    parallel = config.parallel
-    if config.engine == "megatron":
-        if parallel.zero_stage != 1:
-            yield f"parallel.zero_stage={parallel.zero_stage} is for engine=deepspeed"
-        return
-    for name in (
-        "tensor_parallel_size", "context_parallel_size", "pipeline_parallel_size",
-        "expert_tensor_parallel_size",
-    ):  # fmt: skip
-        if getattr(parallel, name) > 1:
-            yield (
-                f"parallel.{name}={getattr(parallel, name)}: engine=deepspeed is for data and "
-                "expert parallelism: set it to 1, or use engine=megatron"
-            )
-    for name in ("overlap_grad_reduce", "overlap_param_gather"):
-        if getattr(parallel, name):
-            yield f"parallel.{name}=true is for engine=megatron: set it to false"
-    if not parallel.distributed_optimizer:
-        yield "engine=deepspeed spreads optimizer states: set parallel.distributed_optimizer=true"
-    if config.optim.kind != "adamw":
-        yield f"engine=deepspeed has optim.kind=adamw, not {config.optim.kind}"
 
 
 def _memory(config: RunConfig) -> Problems:
@@ -340,8 +275,8 @@ def _names(config: RunConfig) -> Problems:
 
 
 RULES: Sequence[Callable[[RunConfig], Problems]] = (
-    _choices, _finite, _sizes, *model_rules.RULES, *parallel_rules.RULES, _batch, _optimizer,
-    _engine, _memory, _mixture, *launcher_rules.RULES, _names, *profile_rules.RULES,
+    _choices, _finite, _sizes, *model_rules.RULES, *parallel_rules.RULES, _batch,
+    *optim_rules.RULES, _memory, _mixture, *launcher_rules.RULES, _names, *profile_rules.RULES,
 )  # fmt: skip
 
 
