@@ -13,12 +13,22 @@ from pathlib import Path
 
 import pytest
 
+
+def _can_overlay() -> bool:
+    """Whether this process may lay a folder over the root of this machine."""
+    if os.getuid() or shutil.which("unshare") is None or shutil.which("apt-get") is None:
+        return False
+    tried = """mount -t tmpfs tmpfs /mnt && mkdir /mnt/upper /mnt/work /mnt/root &&
+        mount -t overlay -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work overlay /mnt/root"""
+    words = ["unshare", "--mount", "sh", "-c", tried]
+    return subprocess.run(words, capture_output=True).returncode == 0
+
+
 pytestmark = [
     pytest.mark.docker,
     pytest.mark.timeout(1500),
     pytest.mark.skipif(
-        os.getuid() != 0 or shutil.which("unshare") is None or shutil.which("apt-get") is None,
-        reason="an overlay of the root needs root, unshare and a Debian",
+        not _can_overlay(), reason="needs root, a Debian, and to mount an overlay of its root"
     ),
 ]
 
