@@ -16,7 +16,7 @@ import json
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
 
 from loopmoe_train.config.schema import ClusterConfig
 from loopmoe_train.device.problem import Problem
@@ -36,6 +36,12 @@ class Device:
     rank: Optional[int]
     ip: Optional[str]
     super_device_id: Optional[int]
+
+
+def named_in(env: Mapping[str, str], cluster: ClusterConfig) -> List[Problem]:
+    """What is wrong with the table that ``env`` names, if HCCL will read one."""
+    named = env.get(VARIABLE)
+    return problems(Path(named), cluster) if named and cluster.device == "npu" else []
 
 
 def problems(path: Path, cluster: ClusterConfig) -> List[Problem]:

@@ -111,14 +111,16 @@ def _client(TCPStore: Any, host: str, port: int) -> Any:
 
     def connect() -> None:
         try:
-            limit = timedelta(seconds=LOST_S)
-            found.append(TCPStore(host, port, wait_for_workers=False, timeout=limit))
+            limit = timedelta(seconds=_ANSWER_S)
+            store = TCPStore(host, port, wait_for_workers=False, timeout=limit)
+            store.set_timeout(timedelta(seconds=LOST_S))
+            found.append(store)
         except STORE_ERRORS as error:
             found.append(error)
 
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
-    thread.join(_ANSWER_S)
+    thread.join(_ANSWER_S + 1)
     if not found or isinstance(found[0], Exception):
         raise ValueError(f"no store answers: {found}")
     return found[0]
@@ -128,7 +130,7 @@ def _store_class() -> Any:
     """torch's TCPStore; it shall not write stack traces of what is told in a line here."""
     level = "TORCH_CPP_LOG_LEVEL"  # read when torch is imported
     given = level in os.environ
-    os.environ.setdefault(level, "ERROR")
+    os.environ.setdefault(level, "FATAL")
     from torch.distributed import TCPStore
 
     if not given:

@@ -51,7 +51,7 @@ def prepare(
     if not run.launcher.dry_run:  # which may be asked of another machine than the one that trains
         check_machine(run, _started_here(run) if devices_here is None else devices_here)
     for doubt in doubts:
-        say(f"warning: {doubt}")
+        _warn(doubt)
     if run.launcher.dry_run or (devices_here is None and not starts_here(run)):
         return run, None  # decides, and leaves nothing behind
     claim(run)
@@ -135,8 +135,7 @@ def check_machine(run: RunConfig, devices_here: int) -> None:
         )
     if run.cluster.device == "cpu" or not devices_here:
         return
-    if run.cluster.device == "npu":
-        _check_rank_table(run)
+    _check_rank_table(run)
     from loopmoe_train.device.accelerator import select
 
     backend = select(run.cluster.device)
@@ -151,17 +150,19 @@ def check_machine(run: RunConfig, devices_here: int) -> None:
 
 def _check_rank_table(run: RunConfig) -> None:
     """Refuse a rank table that HCCL would stumble over; warn of one that is only unusual."""
-    named = os.environ.get(rank_table.VARIABLE)
-    if not named:
-        return
-    found = rank_table.problems(Path(named), run.cluster)
+    found = rank_table.named_in(os.environ, run.cluster)
     for problem in found:
         if problem.status == "WARN":
-            print(f"loopmoe train: {problem.what} -> {problem.fix}", file=sys.stderr, flush=True)
+            _warn(problem)
     failed = [problem for problem in found if problem.status == "FAIL"]
     if failed:
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
         raise Refused(failed[0].what + more, failed[0].fix)
+
+
+def _warn(problem: Problem) -> None:
+    """To stderr: what a dry run prints is to be piped."""
+    print(f"warning: {problem}", file=sys.stderr, flush=True)
 
 
 def build_operators(run: RunConfig, say: Callable[[str], None]) -> None:
