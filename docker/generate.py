@@ -6,6 +6,7 @@ python docker/generate.py --check    exits with 1 if one is not what it would wr
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any, Dict, List
@@ -44,7 +45,10 @@ def files() -> Dict[Path, str]:
 def dockerfile(image: Image) -> str:
     """The Dockerfile of an image."""
     npu = f" torch_npu=={image.torch_npu}" if image.torch_npu else ""
+    # Of the chip, and of sizes that go together.
+    doctor = ["loopmoe", "doctor", "--quick", f"cluster={image.cluster}", *_sizes(image.devices)]
     filled = {
+        "doctor": json.dumps(doctor),
         "name": image.name,
         "base": image.base,
         # CANN's own Python packages stay visible.
@@ -81,7 +85,7 @@ def two_nodes(image: Image) -> Dict[str, Any]:
         nodes[name] = _service(image) | {
             "command": words,
             "hostname": name,
-            "environment": {"GLOO_SOCKET_IFNAME": "eth0"},
+            "environment": {"HOME": "/tmp", "GLOO_SOCKET_IFNAME": "eth0"},
         }
     return {"services": nodes}
 
@@ -108,7 +112,7 @@ def _service(image: Image) -> Dict[str, Any]:
         "shm_size": "16gb" if image.devices else "2gb",
         "ulimits": {"memlock": -1, "nofile": 65536},
         "stop_grace_period": "10m",  # it finishes the step and saves
-        "volumes": ["${LOOPMOE_WORK:-.}:/work"],
+        "volumes": ["${LOOPMOE_WORK:?folder for datasets and runs}:/work"],
     }
     if image.devices:
         named = [f"/dev/davinci{index}" for index in range(image.devices)]

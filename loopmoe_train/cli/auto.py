@@ -4,6 +4,7 @@ started. Of a layout it is held against what was measured at the end."""
 from __future__ import annotations
 
 import statistics
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
@@ -63,17 +64,14 @@ def resolve(words: Sequence[str]) -> Tuple[List[str], Optional[Choice]]:
         memory *= 1 + machine.fragmentation
         memory += beside(best.workload, machine)  # what is measured there is all of the process
     settings = ["parallel=data", *best.candidate.overrides()]
-    print(
+    _say(
         f"parallel=auto: {found.considered} layouts, {found.seconds:.1f} s; chosen: "
         f"{' '.join(best.candidate.overrides())}"
     )
-    print(
-        f"predicted: {best.estimate.seconds:.3g} s a step, {memory / GIB:.2f} GiB a process",
-        flush=True,
-    )
+    _say(f"predicted: {best.estimate.seconds:.3g} s a step, {memory / GIB:.2f} GiB a process")
     if machine.table is not None:
         for other in _other_versions(machine.table.header.software):
-            print(f"{other}: `loopmoe bench ops` measures the table anew", flush=True)
+            _say(f"{other}: `loopmoe bench ops` measures the table anew")
     # What the user set himself comes last, as it does in the search.
     return [*settings, *others], Choice(
         settings, best.estimate.seconds, memory / GIB, machine.scale
@@ -109,8 +107,13 @@ def with_dispatcher(words: Sequence[str]) -> List[str]:
             seconds[kind] = estimate(workload_of(run), machine).seconds
     best = min(seconds, key=lambda kind: seconds[kind])
     found = ", ".join(f"{kind} {time:.4g} s a step" for kind, time in seconds.items())
-    print(f"model.moe.dispatcher=auto: {best} ({found})", flush=True)
+    _say(f"model.moe.dispatcher=auto: {best} ({found})")
     return [*others, DISPATCHER + best]
+
+
+def _say(line: str) -> None:
+    """To stderr: what a dry run prints is to be piped."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def _other_versions(software: Dict[str, str]) -> List[str]:

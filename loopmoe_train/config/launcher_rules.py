@@ -123,4 +123,13 @@ def _watching(config: RunConfig) -> Problems:
         )
 
 
-RULES = (_belongs, _shapes, _complete, _devices, _watching)
+def _time(config: RunConfig) -> Problems:
+    minutes = config.launcher.minutes
+    if minutes is not None and 0 < minutes <= 2:
+        yield (
+            f"launcher.minutes={minutes}: the job is told to save two minutes before its end: set "
+            "more"
+        )
+
+
+RULES = (_time, _belongs, _shapes, _complete, _devices, _watching)

@@ -128,10 +128,12 @@ def _npu(matrix: Matrix, found: Found) -> Iterator[Problem]:
             yield Problem("torch_npu", "FAIL", f"torch {torch} has no row for NPUs: {known}", fix)
         row = best
     if torch_npu is None:
-        yield Problem(
-            "torch_npu", "FAIL", "torch_npu is not installed",
-            f"pip install 'torch_npu{row.torch_npu}'",
-        )  # fmt: skip
+        fix = f"pip install 'torch_npu{row.torch_npu}'"
+        if not row.documented:
+            fix = (
+                f"pip install 'torch{best.torch}' 'torch_npu{best.torch_npu}' for CANN {best.cann}"
+            )
+        yield Problem("torch_npu", "FAIL", "torch_npu is not installed", fix)
     elif not _fits(torch_npu, row.torch_npu):
         yield Problem(
             "torch_npu", "FAIL", f"torch_npu {torch_npu} is not for torch {torch}",

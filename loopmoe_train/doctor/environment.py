@@ -16,12 +16,17 @@ def variables(
 ) -> List[Check]:
     """Every complaint of the environment table; one PASS if there is none."""
     found = [
-        one for one in table.problems(environment, device, run)
+        one for one in table.problems(_of_ranks(environment, run), device, run)
         if one.name != "ASCEND_HOME_PATH"  # cann/environment tells of it
     ]  # fmt: skip
     if found:
         return [of_problem("environment/variables", one) for one in found]
     return [passed("environment/variables", "nothing misspelt, malformed or contradictory")]
+
+
+def _of_ranks(environment: Mapping[str, str], run: Optional[RunConfig]) -> Mapping[str, str]:
+    """What the ranks will get: a setting of the run counts more than what is set here."""
+    return environment if run is None else {**environment, **table.for_ranks(run, environment)}
 
 
 def rank_table(environment: Mapping[str, str], cluster: ClusterConfig) -> List[Check]:

@@ -73,7 +73,7 @@ def end(attempts: Sequence[Attempt]) -> Check:
 
 
 def _unfinished(last: Attempt, count: str) -> Check:
-    report = last.reports[0]
+    report = next(one for one in last.reports if one.get("outcome", "running") == "running")
     pid, host = report.get("pid"), report.get("host", "unknown host")
     began = _moment(report.get("began_at"))
     if pid and psutil.pid_exists(int(pid)) and _began_before(int(pid), report.get("began_at")):

@@ -24,6 +24,7 @@ from loopmoe_train.train.heartbeat import Sign
 
 LOST_S = 30.0  # without a sign of a node, or of the store
 PERIOD_S = 0.2
+_LAST_LOOK_S = 5.0
 STORE_ERRORS = (RuntimeError, ValueError, OSError)
 
 
@@ -116,7 +117,9 @@ class Nodes:
             if not self.store.check([f"{self._attempt}/end/{self.index}"]):
                 self.store.set("lost", self.address)  # before all have ended
             self.store.set(f"left/{self.index}", "yes")
-            deadline = time.monotonic() + LOST_S
+            # A node that is lost says nothing more; the others shall still read that it is.
+            patience_s = _LAST_LOOK_S if self._lost else LOST_S
+            deadline = time.monotonic() + patience_s
             while self.holds and time.monotonic() < deadline:
                 if self.store.check([f"left/{k}" for k in range(self.count)]):
                     break

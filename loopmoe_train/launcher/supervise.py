@@ -113,7 +113,8 @@ def shown(run: RunConfig, overrides: List[str]) -> str:
         rendezvous = f"file://{tempfile.gettempdir()}/loopmoe-{os.getpid()}"
         return redact(local.shown(run, command, {**env, "LOOPMOE_RENDEZVOUS": rendezvous}))
     env |= hosts.variables(run)
-    line = wrapped.shown(wrapped.command(run, command, {**os.environ, **env}), env)
+    around = {key: value for key, value in os.environ.items() if key != "LOOPMOE_STARTED"}
+    line = wrapped.shown(wrapped.command(run, command, {**around, **env}), env)
     if run.launcher.nodes > 1:
         line = f"# on each of the {run.launcher.nodes} nodes\n{line}"
     return redact(line)
@@ -223,9 +224,13 @@ class _Attempt:
                 for number in previous:
                     signal.signal(number, lambda n, frame: self._pass_on(job, n, frame))
                 waiting = history.faults[-1] if history.faults else None
-                self.fault = watch(
-                    job, self.run.launcher, self.logs, lambda signs: self._look(signs, waiting)
-                )
+                try:
+                    self.fault = watch(
+                        job, self.run.launcher, self.logs, lambda signs: self._look(signs, waiting)
+                    )
+                except RankLost as gone:  # another node: there is nobody left to agree with
+                    self._gives_up(job, gone)
+                    raise
                 self.failed_at = time.time()
                 self.signs = job.signs()
                 if self.fault is not None and self.fault.rank is not None:
@@ -238,11 +243,21 @@ class _Attempt:
             self.failures = cause.said(Path(scratch), self.logs)
         end = Ending(self.fault, self.asked, self.steps_here)
         if self.nodes is not None:
-            end = self.nodes.agree(end)
+            try:
+                end = self.nodes.agree(end)
+            except RankLost as gone:
+                self._gives_up(job, gone)
+                raise
             self.fault = end.fault
         if self.fault is None:
             self.report(None)
         return end
+
+    def _gives_up(self, job: Job, gone: RankLost) -> None:
+        """Record that another node has left this one behind."""
+        self.failed_at, self.signs = time.time(), self.signs or job.signs()
+        self.fault = Fault(gone)
+        self.report(gone)
 
     def _start(self, scratch: Path) -> Job:
         env = dict(

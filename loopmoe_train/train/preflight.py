@@ -118,8 +118,8 @@ def check_machine(run: RunConfig, devices_here: int) -> None:
         devices_here: devices needed on this machine.
 
     Raises:
-        Refused: torch, tensorboard or the device's driver is missing, there are too few devices, or
-            the rank table does not fit.
+        Refused: torch, tensorboard or the device's driver is missing, there are too few devices,
+            the rank table or a network interface does not fit, or another loopmoe_train is here.
     """
     if importlib.util.find_spec("torch") is None:
         raise Refused("torch is not installed", "run `make setup`, or pip install loopmoe-train")
@@ -133,7 +133,11 @@ def check_machine(run: RunConfig, devices_here: int) -> None:
             "engine=deepspeed but the package deepspeed is not installed",
             "pip install 'loopmoe-train[deepspeed]', or use engine=megatron",
         )
-    if run.cluster.device == "cpu" or not devices_here:
+    if not devices_here:
+        return
+    _check_package()
+    _check_interface()
+    if run.cluster.device == "cpu":
         return
     _check_rank_table(run)
     from loopmoe_train.device.accelerator import select
@@ -145,6 +149,29 @@ def check_machine(run: RunConfig, devices_here: int) -> None:
             f"{devices_here} {run.cluster.device} devices are needed here (cluster.devices="
             f"{run.cluster.devices}) but this machine has {found}",
             "lower cluster.devices, or use cluster=cpu",
+        )
+
+
+def _check_package() -> None:
+    """Refuse a folder that holds another loopmoe_train: ranks (`python -m`) would import that."""
+    other, ours = Path("loopmoe_train"), Path(__file__).parents[1]
+    if other.is_dir() and not other.samefile(ours):
+        raise Refused(
+            f"this folder holds another loopmoe_train ({other.absolute()}) than the one of this "
+            f"command ({ours}), and ranks would import that",
+            "start it from another folder, or install that one: pip install -e .",
+        )
+
+
+def _check_interface() -> None:
+    """Refuse a network interface for gloo that this machine does not have."""
+    named, there = os.environ.get("GLOO_SOCKET_IFNAME", ""), Path("/sys/class/net")
+    missing = [one for one in named.split(",") if one and not (there / one).exists()]
+    if missing and there.is_dir():
+        raise Refused(
+            f"GLOO_SOCKET_IFNAME={named}: this machine has no {missing[0]}, it has "
+            f"{', '.join(sorted(path.name for path in there.iterdir()))}",
+            "unset it, or name one of these",
         )
 
 

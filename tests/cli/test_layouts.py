@@ -91,7 +91,7 @@ def test_auto_takes_the_fastest(capsys: pytest.CaptureFixture[str]) -> None:
     words, choice = resolve([*RUN, "parallel=auto", "parallel.expert_parallel_size=4"])
     assert choice is not None and "parallel=auto" not in words
     assert "parallel.expert_parallel_size=4" in words
-    assert "chosen:" in capsys.readouterr().out
+    assert "chosen:" in capsys.readouterr().err
     assert main(["plan", *RUN, "--top", "1", "parallel.expert_parallel_size=4"]) == 0
     assert f"{choice.step_s:.3g} s" in capsys.readouterr().out
     assert resolve(["steps=3"]) == (["steps=3"], None)
@@ -126,10 +126,10 @@ def test_a_table_of_other_software_is_told(
 ) -> None:
     words = ["model=loopmoe_tiny", "parallel=auto"]
     resolve(words)
-    assert "measured with" not in capsys.readouterr().out
+    assert "measured with" not in capsys.readouterr().err
     monkeypatch.setattr("importlib.metadata.version", lambda name: "9.9.9+cpu")
     resolve(words)
-    assert re.search(r"measured with torch \S+, here is 9.9.9\+cpu", capsys.readouterr().out)
+    assert re.search(r"measured with torch \S+, here is 9.9.9\+cpu", capsys.readouterr().err)
 
 
 NODES = ["model=qwen3_30b_a3b", "cluster=ascend_a2", "cluster.devices=64", "sequence_length=4096",
@@ -140,14 +140,14 @@ NODES = ["model=qwen3_30b_a3b", "cluster=ascend_a2", "cluster.devices=64", "sequ
 def test_the_exchange_is_chosen(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words, choice = resolve([*NODES, "model.moe.dispatcher=auto"])
     assert choice is None and words[:-1] == NODES
-    text = capsys.readouterr().out
+    text = capsys.readouterr().err
     seconds = {kind: float(one) for kind, one in re.findall(r"(\w+) ([0-9.]+) s a step", text)}
     assert set(seconds) == {"alltoall", "allgather", "hierarchical", "deduplicated"}
     best = min(seconds, key=lambda kind: seconds[kind])
     assert words[-1] == f"model.moe.dispatcher={best}" != "model.moe.dispatcher=alltoall"
     # in one node there is no second level
     words, _ = resolve([*NODES, "model.moe.dispatcher=auto", "parallel.expert_parallel_size=8"])
-    assert "hierarchical" not in capsys.readouterr().out
+    assert "hierarchical" not in capsys.readouterr().err
     # the search takes it too, and says what to run
     assert main(["plan", *NODES, "model.moe.dispatcher=auto", "--top", "1"]) == 0
     assert f"model.moe.dispatcher={best}" in capsys.readouterr().out

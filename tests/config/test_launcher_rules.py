@@ -65,6 +65,7 @@ REFUSED = [
     (["launcher=slurm", "cluster.devices=4", "global_batch_size=16"], "needs launcher.nodes=2"),
     (["launcher=slurm", "launcher.queue='a b'"], "launcher.queue='a b': not such a name"),
     (["launcher=slurm", "launcher.minutes=0"], "launcher.minutes=0: must be above 0"),
+    (["launcher=slurm", "launcher.minutes=2"], "launcher.minutes=2: the job is told to save"),
     (["launcher=volcano", "launcher.volume=v"], "launcher=volcano needs launcher.image"),
     (["launcher=volcano", "launcher.image=i"], "launcher=volcano needs launcher.volume"),
     (["launcher=volcano", "launcher.image='i\"'", "launcher.volume=v"], "not such a name"),

@@ -87,7 +87,7 @@ def test_nothing_breaks_out(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path
     if kind == "volcano":
         manifest = yaml.safe_load(text)
         (task,) = manifest["spec"]["tasks"]
-        command = task["template"]["spec"]["containers"][0]["command"]
+        command = task["template"]["spec"]["containers"][0]["args"]
         # What Kubernetes makes of it: $(NAME) would be a variable, $$ is a dollar.
         assert not any("$" in part.replace("$$", "") for part in command)
         assert [part.replace("$$", "$") for part in command][2:4] == words[-2:]
