@@ -151,6 +151,10 @@ def test_a_command_that_is_killed_ends_the_job(place: Place, which: str) -> None
     assert end["code"] == 4 and len(end["lines"]) == 1, end
     says = "the node at launcher.endpoint=" if which == "holder" else "gives no sign of life"
     assert says in end["lines"][0] and "same command on all nodes again" in end["lines"][0]
+    attempts = sorted(place.folder.rglob("attempt-0.json"))
+    told = {one["pid"]: one for one in map(json.loads, (path.read_text() for path in attempts))}
+    assert told[victim.pid]["outcome"] == "running"
+    assert told[left.pid]["outcome"] == "failed" and says in told[left.pid]["cause"]
     victim.communicate()
     wait_for(lambda: not any(rank.is_running() for rank in ranks))  # nobody is left behind
 
