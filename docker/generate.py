@@ -13,20 +13,20 @@ from typing import Any, Dict, List
 
 import yaml
 
+from loopmoe_train.config.launcher_rules import PORT
 from loopmoe_train.device.matrix import Image, load
+from loopmoe_train.doctor.driver import MANAGERS, MOUNT
 
 HERE = Path(__file__).parent
 _NOTE = "# Written by docker/generate.py: change that.\n"
 # What the driver of an Ascend host brings; the image has everything else.
 _DRIVER = (
-    "/usr/local/Ascend/driver",
+    str(MOUNT),
     "/usr/local/dcmi",
     "/usr/local/bin/npu-smi",
     "/etc/ascend_install.info",
     "/etc/hccn.conf",
 )
-_CONTROL = ("/dev/davinci_manager", "/dev/devmm_svm", "/dev/hisi_hdc")
-_PORT = 29500
 
 
 def files() -> Dict[Path, str]:
@@ -74,12 +74,12 @@ def two_nodes(image: Image) -> Dict[str, Any]:
     if image.devices:
         words += [
             *_sizes(2 * image.devices),
-            f"launcher.endpoint=${{LOOPMOE_FIRST_NODE:?address of the first node}}:{_PORT}",
+            f"launcher.endpoint=${{LOOPMOE_FIRST_NODE:?address of the first node}}:{PORT}",
         ]
         service = _service(image) | {"command": words, "network_mode": "host"}
         return {"services": {"train": service}}
     words += ["cluster.devices=2", "cluster.devices_per_node=1",
-              f"launcher.endpoint=node-0:{_PORT}"]  # fmt: skip
+              f"launcher.endpoint=node-0:{PORT}"]  # fmt: skip
     nodes = {}
     for name in ("node-0", "node-1"):
         nodes[name] = _service(image) | {
@@ -115,8 +115,8 @@ def _service(image: Image) -> Dict[str, Any]:
         "volumes": ["${LOOPMOE_WORK:?folder for datasets and runs}:/work"],
     }
     if image.devices:
-        named = [f"/dev/davinci{index}" for index in range(image.devices)]
-        service["devices"] = [f"{path}:{path}" for path in (*named, *_CONTROL)]
+        named = [f"davinci{index}" for index in range(image.devices)]
+        service["devices"] = [f"/dev/{name}:/dev/{name}" for name in (*named, *MANAGERS)]
         service["group_add"] = ["${ASCEND_GROUP:-1000}"]
         service["volumes"] += [f"{path}:{path}:ro" for path in _DRIVER]
     return service

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from typing import Any, Dict, List, Sequence
 from loopmoe_train.config.compose import compose
 from loopmoe_train.config.run_file import run_dir
 from loopmoe_train.errors import RunFailed
+from loopmoe_train.parallel.addresses import free_port
 
 _SETTINGS = ["experiment=smoke", "name=bench-start", "steps=2", "optim.warmup_steps=1",
              "eval_interval=0", "eval_batches=1", "observe.sample_tokens=1",
@@ -72,7 +72,7 @@ def _ways(ranks: int, afar: List[str], mpirun: bool) -> Dict[str, List[str]]:
     if ranks % 2 == 0:
         ways["torchrun 2 nodes"] = ["launcher=torchrun", "launcher.nodes=2",
                                     f"cluster.devices_per_node={ranks // 2}"]  # fmt: skip
-        ways["torchrun 2 nodes"].append(f"launcher.endpoint=127.0.0.1:{_free_port()}")
+        ways["torchrun 2 nodes"].append(f"launcher.endpoint=127.0.0.1:{free_port()}")
     if afar:
         ways["mpirun hosts"] = ["launcher=mpirun", *afar]
     return ways
@@ -99,9 +99,3 @@ def _start(words: List[str], more: List[str]) -> float:
             raise RunFailed(f"{' '.join(more)}: {last}", f"see {folder}/logs")
     summary = json.loads(Path(folder / "summary.json").read_text())
     return float(summary["first_step_s"])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -43,7 +43,7 @@ def resolve(words: Sequence[str]) -> Tuple[List[str], Optional[Choice]]:
     if AUTO not in words:
         return with_dispatcher(words), None
     from loopmoe_train.cli.layouts import find
-    from loopmoe_train.sim.memory import beside
+    from loopmoe_train.sim.memory import of_device
     from loopmoe_train.sim.search import refusal
 
     if "engine=deepspeed" in words:
@@ -61,8 +61,8 @@ def resolve(words: Sequence[str]) -> Tuple[List[str], Optional[Choice]]:
     best = found.best[0]
     memory = best.estimate.peak
     if run.cluster.device == "cpu":
-        memory *= 1 + machine.fragmentation
-        memory += beside(best.workload, machine)  # what is measured there is all of the process
+        # what is measured there is all of the process
+        memory = of_device(memory, best.workload, machine)
     settings = ["parallel=data", *best.candidate.overrides()]
     _say(
         f"parallel=auto: {found.considered} layouts, {found.seconds:.1f} s; chosen: "

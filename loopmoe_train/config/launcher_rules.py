@@ -11,6 +11,9 @@ from typing import Tuple
 from loopmoe_train.config.model_rules import Problems
 from loopmoe_train.config.schema import LauncherConfig, RunConfig
 
+#: Where nodes meet unless launcher.endpoint says otherwise.
+PORT = 29500
+
 KINDS = ("local", "torchrun", "mpirun", "slurm", "volcano")
 
 # Setting: the launchers that use it.

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Callable, Mapping, Optional, Tuple
 
-from loopmoe_train.config.schema import RunConfig
+from loopmoe_train.config.schema import ClusterConfig, RunConfig
 
 NPU, CUDA, ALL = ("npu",), ("cuda",), ("cpu", "cuda", "npu")
 #: What a run wants, given what the user has set; None: nothing.
@@ -82,9 +82,9 @@ def exec_seconds(run: RunConfig, given: Mapping[str, str]) -> int:
     return int(said) if said.isdigit() else math.ceil(60 * run.launcher.timeout_minutes)
 
 
-def two_dies(run: RunConfig) -> bool:
-    """Whether the cluster is one of Ascend A3: two devices are the dies of one package."""
-    return bool(run.cluster.links) and run.cluster.links[0].devices == 2
+def two_dies(cluster: ClusterConfig) -> bool:
+    """Whether it is one of Ascend A3: two devices are the dies of one package."""
+    return any(link.devices == 2 for link in cluster.links)
 
 
 def _buffer_mib(run: RunConfig) -> str:
@@ -234,7 +234,7 @@ SETTINGS: Tuple[Setting, ...] = (
     Setting(
         "STREAMS_PER_DEVICE", NPU, one_of("8", "32"),
         "streams that torch_npu hands out; A3 has room for more",
-        lambda run, given: "32" if two_dies(run) else None, "A3: 32",
+        lambda run, given: "32" if two_dies(run.cluster) else None, "A3: 32",
     ),
     Setting(
         "MULTI_STREAM_MEMORY_REUSE", NPU, whole(0, 3),

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
 
 from loopmoe_train.config.schema import ClusterConfig
+from loopmoe_train.device.environment_table import two_dies
 from loopmoe_train.device.problem import Problem
 
 VARIABLE = "RANK_TABLE_FILE"
@@ -129,8 +130,7 @@ def _version(
     status = table.get("status")
     if status != "completed":
         yield f"status is {status!r}, not 'completed': it is still being written, or was given up"
-    two_dies = any(link.devices == 2 for link in cluster.links)  # in a package: an A3
-    wanted, version = "1.2" if two_dies else "1.0", table.get("version")
+    wanted, version = "1.2" if two_dies(cluster) else "1.0", table.get("version")
     if version != wanted:
         yield f"version is {version!r}, cluster {cluster.name} needs {wanted!r}"
     if version != "1.2":

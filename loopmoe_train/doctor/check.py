@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Callable, Dict, Iterable, List, Protocol, Sequence
+from typing import Any, Callable, Dict, Iterable, List, Sequence
 
+from loopmoe_train.device.problem import Problem
 from loopmoe_train.doctor.catalogue import CHECKS
 from loopmoe_train.errors import LoopMoEError
 
@@ -51,19 +52,6 @@ def warned(name: str, reason: str, fix: str) -> Check:
 def failed(name: str, reason: str, fix: str) -> Check:
     """It will hurt."""
     return Check(name, FAIL, reason, fix)
-
-
-class Problem(Protocol):
-    """A finding of ``device/``: of its version matrix, its environment table, its rank tables."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def status(self) -> str: ...
-    @property
-    def what(self) -> str: ...
-    @property
-    def fix(self) -> str: ...
 
 
 def of_problem(name: str, problem: Problem) -> Check:

@@ -22,11 +22,12 @@ _SHOWN = 3
 _FELL_BACK = re.compile(r"fall(?:s|ing)? ?back|fallback", re.IGNORECASE)
 
 
-def device(run: RunConfig, simulated: bool) -> List[Check]:
+def device(run: RunConfig, simulated: bool, ranks: int) -> List[Check]:
     """All checks of this process's device.
 
     Args:
         simulated: the run can be, so that its memory is known.
+        ranks: of the run on this machine.
     """
     there = look("device/present", lambda: [present(run)])
     if there[0].fix:
@@ -35,7 +36,7 @@ def device(run: RunConfig, simulated: bool) -> List[Check]:
     found += look("device/matmul", lambda: [matmul(run, rates.matmul(run.precision))])
     found += look("device/bandwidth", lambda: [bandwidth(run, rates.bandwidth())])
     if simulated:
-        found += look("device/memory", lambda: [memory(run, free_bytes(run))])
+        found += look("device/memory", lambda: [memory(run, free_bytes(ranks))])
     return there + found
 
 
@@ -145,13 +146,11 @@ def memory(run: RunConfig, free: float) -> Check:
     return passed("device/memory", what)
 
 
-def free_bytes(run: RunConfig) -> float:
-    """Of the device; of a processor: the rank's share of what the machine has available."""
+def free_bytes(ranks: int) -> float:
+    """Of the device; of a processor: what the machine has available for each of its ``ranks``."""
     if accel.device_type == "cpu":
         import psutil
 
-        each = run.cluster.devices // run.launcher.nodes
-        ranks = each if run.launcher.nodes > 1 else min(each, run.cluster.devices_per_node)
         return psutil.virtual_memory().available / ranks
     return float(accel.mem_get_info()[0])
 

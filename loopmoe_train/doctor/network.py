@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import socket
-from typing import Iterator, List, Mapping, Tuple
+from typing import List, Mapping
 
 import psutil
 
-from loopmoe_train.doctor.check import FAIL, WARN, Check, failed, passed
-
-INTERFACES = ("GLOO_SOCKET_IFNAME", "HCCL_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+from loopmoe_train.doctor.check import FAIL, WARN, Check, failed, of_problem, passed
+from loopmoe_train.parallel import addresses
+from loopmoe_train.parallel.addresses import INTERFACES, free_port
 
 
 def host_name(name: str, several: bool) -> Check:
@@ -61,45 +61,15 @@ def port(environment: Mapping[str, str]) -> Check:
     return passed("network/port", f"{address}:{number} is free")
 
 
-def interfaces(environment: Mapping[str, str], several: bool) -> Iterator[Check]:
-    """Interfaces that the environment names for collectives.
-
-    A name may be a list, after = (exactly) or ^ (none of these); HCCL and NCCL take prefixes.
-    """
-    there = psutil.net_if_stats()
-    up = [name for name, about in there.items() if about.isup]
-    outward = [name for name in up if name != "lo"] or up
-    chosen: List[Tuple[str, str]] = []
-    for variable in INTERFACES:
-        value = environment.get(variable, "")
-        if not value or value.startswith("^"):
-            continue
-        exact = value.startswith("=") or variable == "GLOO_SOCKET_IFNAME"
-        for word in value.lstrip("=").split(","):
-            chosen.append((variable, word))
-            fits = [n for n in there if (n == word if exact else n.startswith(word))]
-            fix = f"export {variable}={outward[0] if outward else 'INTERFACE'}"
-            if not fits:
-                what = f"{variable}={value}: no interface {word!r}; there are {', '.join(there)}"
-                yield failed("network/interface", what, fix)
-            elif not any(there[name].isup for name in fits):
-                yield failed("network/interface", f"{variable}={value}: {fits[0]} is down",
-                             f"sudo ip link set {fits[0]} up")  # fmt: skip
-            elif several and set(fits) == {"lo"}:
-                what = f"{variable}={value}: other machines cannot be reached over it"
-                yield failed("network/interface", what, fix)
-            else:
-                continue
-            return
-    named = ", ".join(f"{variable}={name}" for variable, name in chosen)
-    yield passed("network/interface", named or f"none is named; up: {', '.join(up)}")
-
-
-def free_port() -> int:
-    """A port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
+def interfaces(environment: Mapping[str, str], several: bool) -> List[Check]:
+    """Interfaces that the environment names for collectives."""
+    found = addresses.interface_problems(environment, several)
+    if found:
+        return [of_problem("network/interface", one) for one in found]
+    named = [f"{name}={environment[name]}" for name in INTERFACES if environment.get(name)]
+    up = [name for name, about in psutil.net_if_stats().items() if about.isup]
+    what = ", ".join(named) or f"none is named; up: {', '.join(up)}"
+    return [passed("network/interface", what)]
 
 
 def _is_here(address: str) -> bool:

@@ -72,7 +72,7 @@ def node(run: RunConfig, machine: Machine) -> List[Check]:
     sound = not any(one.name == "run/config" and one.status == FAIL for one in found)
     from loopmoe_train.doctor import device  # imports torch
 
-    found += device.device(run, sound)
+    found += device.device(run, sound, machine.ranks)
     if sound:
         # Imports megatron.core, which takes the device that is selected by then.
         from loopmoe_train.doctor import checkpoint

@@ -33,7 +33,7 @@ def simulated_bytes(run: RunConfig) -> float:
         Refused: the cluster file does not describe the machine.
     """
     work, machine = workload_of(run), machine_of(run.cluster)
-    return estimate(work, machine).peak * (1 + machine.fragmentation) + peaks.beside(work, machine)
+    return peaks.of_device(estimate(work, machine).peak, work, machine)
 
 
 def memory(run: RunConfig) -> Check:

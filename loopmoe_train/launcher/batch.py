@@ -19,6 +19,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Dict, List, Mapping
 
+from loopmoe_train.config.launcher_rules import PORT
 from loopmoe_train.config.run_file import refuse_secrets, run_dir
 from loopmoe_train.config.schema import RunConfig
 from loopmoe_train.errors import Refused, RunFailed
@@ -28,7 +29,6 @@ KINDS = ("slurm", "volcano")
 
 _FILES = {"slurm": "slurm.sbatch", "volcano": "volcano.yaml"}
 _PROGRAMS = {"slurm": "sbatch", "volcano": "kubectl"}
-_PORT = 29500  # of the first pod
 _ONLY_FOR_BATCH = ("kind", "nodes", "queue", "minutes", "image", "volume", "arguments", "dry_run")
 _CONDITION = re.compile(r"(?P<line>.*?)\s+# if (?P<name>\w+)")
 
@@ -95,7 +95,7 @@ def job(run: RunConfig, overrides: List[str]) -> str:
     else:
         name = _label(run.name)
         if launcher.nodes > 1:
-            words.append(f"launcher.endpoint={name}-node-0.{name}:{_PORT}")
+            words.append(f"launcher.endpoint={name}-node-0.{name}:{PORT}")
         # Kubernetes puts variables in for $(NAME); $$ is a dollar.
         command = [word.replace("$", "$$") for word in ["loopmoe", *words]]
         values |= {"name": json.dumps(name), "command": json.dumps(command)}

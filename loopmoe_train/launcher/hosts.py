@@ -12,17 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Mapping
 
-from loopmoe_train.config.launcher_rules import endpoint_of, spans_nodes
+from loopmoe_train.config.launcher_rules import PORT, endpoint_of, spans_nodes
 from loopmoe_train.config.schema import RunConfig
+from loopmoe_train.device.environment_table import BY_NAME, KNOWN
 from loopmoe_train.errors import Refused
 
-PORT = 29500  # of rank 0's machine, unless launcher.endpoint says otherwise
-
-_FORWARDED = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONUNBUFFERED", "MASTER_ADDR",
-              "MASTER_PORT", "TMPDIR", "TERM")  # fmt: skip
+# Beside all that the environment table knows.
+_FORWARDED = {*BY_NAME, *KNOWN, "PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "MASTER_ADDR",
+              "MASTER_PORT", "TMPDIR", "TERM"}  # fmt: skip
 _PREFIXES = ("LOOPMOE_", "OMP_", "GLOO_", "NCCL_", "HCCL_", "ASCEND_", "ACL_", "CUDA_", "TORCH_",
-             "PYTORCH_", "RANK_TABLE_FILE", "TASK_QUEUE_ENABLE", "CPU_AFFINITY_CONF", "WANDB_",
-             "HF_")  # fmt: skip
+             "PYTORCH_", "WANDB_", "HF_")  # fmt: skip
 _LINE = re.compile(
     r"(?P<name>[^\s:=]+)(?:\s+slots\s*=\s*(?P<slots>\S+))?(?:\s+max[_-]slots\s*=\s*\S+)?"
 )

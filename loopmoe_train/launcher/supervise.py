@@ -108,7 +108,7 @@ def shown(run: RunConfig, overrides: List[str]) -> str:
     if run.launcher.kind in batch.KINDS:
         return redact(batch.shown(run, overrides))
     words = [word for word in overrides if not word.startswith("launcher.dry_run=")]
-    command, env = [sys.executable, "-m", TRAIN, *words], _shared_variables(run)
+    command, env = [sys.executable, "-m", TRAIN, *words], environment.for_ranks(run, os.environ)
     if run.launcher.kind == "local":
         rendezvous = f"file://{tempfile.gettempdir()}/loopmoe-{os.getpid()}"
         return redact(local.shown(run, command, {**env, "LOOPMOE_RENDEZVOUS": rendezvous}))
@@ -177,11 +177,6 @@ def _as_asked(fault: Fault, asked: List[int], steps_here: int) -> Optional[LoopM
 def _reached(fault: Fault) -> int:
     """Steps done when it happened."""
     return fault.sign.step if fault.sign is not None else 0
-
-
-def _shared_variables(run: RunConfig) -> Dict[str, str]:
-    """Environment that every rank gets, whatever starts it."""
-    return environment.for_ranks(run, os.environ)
 
 
 class _Attempt:
@@ -262,7 +257,7 @@ class _Attempt:
     def _start(self, scratch: Path) -> Job:
         env = dict(
             os.environ,
-            **_shared_variables(self.run),
+            **environment.for_ranks(self.run, os.environ),
             LOOPMOE_SCRATCH=str(scratch),
             LOOPMOE_ATTEMPT=str(self.number),
         )

@@ -89,19 +89,12 @@ class ZeroOptimizer:
             norm = self._zero.scaled_global_norm()
         return math.inf if is_invalid_grad_norm(norm) else float(norm) / self._zero.loss_scale
 
-    def describe_gradients(self, model: List[Any]) -> str:
-        """Names of the parameters with a gradient that is not finite; a collective call."""
+    def gradient_of(self, parameter: Any) -> Optional[Tensor]:
+        """A parameter's gradient in full; a collective call of the ranks that share it."""
         from deepspeed.utils import safe_get_full_grad
 
-        bad = []
-        for name, parameter in named_weights(model):
-            gradient = safe_get_full_grad(parameter)
-            if gradient is not None and not torch.isfinite(gradient).all():
-                bad.append(name)
-        everywhere: List[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everywhere, bad)
-        names = sorted({name for one in everywhere for name in one})
-        return f"{len(names)} parameters, first {names[0]}" if names else "only the norm of all"
+        gradient: Optional[Tensor] = safe_get_full_grad(parameter)
+        return gradient
 
     def step_with_ready_grads(self) -> bool:
         """Clip, update, share the weights; a collective call."""

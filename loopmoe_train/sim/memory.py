@@ -66,6 +66,12 @@ def beside(workload: Workload, machine: Machine) -> float:
     return machine.reserved + communicators(workload) * machine.communicator
 
 
+def of_device(peak: float, workload: Workload, machine: Machine) -> float:
+    """Bytes of a device at the fullest moment: tensors (``peak``), what the allocator holds back,
+    runtime and buffers."""
+    return peak * (1 + machine.fragmentation) + beside(workload, machine)
+
+
 def room(workload: Workload, machine: Machine) -> float:
     """Bytes that a layout's peak may reach: what is left by all else, less what the allocator
     holds back and the simulator's own error."""

@@ -24,6 +24,7 @@ from loopmoe_train.parallel.rendezvous import store
 from loopmoe_train.train import shared
 from loopmoe_train.train.preflight import (
     build_operators,
+    check_environment,
     check_machine,
     prepare,
     set_environment,
@@ -114,6 +115,7 @@ def _wait_for_readers(readers: int) -> None:
 
 
 def _prepare_here(run: RunConfig, here: Place, fingerprint: str) -> None:
+    check_environment(run, here=True)
     check_machine(run, here.local_world)
 
     def say(line: str) -> None:

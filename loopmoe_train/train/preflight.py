@@ -16,6 +16,7 @@ from loopmoe_train.data.mixture import Mixture, ensure_mixture
 from loopmoe_train.device import environment, rank_table
 from loopmoe_train.device.problem import Problem
 from loopmoe_train.errors import Refused
+from loopmoe_train.parallel.addresses import interface_problems
 from loopmoe_train.train.claim import claim
 
 if TYPE_CHECKING:
@@ -45,13 +46,16 @@ def prepare(
 
     run = compose(overrides)
     anchor(run)
-    doubts = check_environment(run)
+    if devices_here is None:
+        starts = 0 if run.launcher.dry_run else _started_here(run)
+    else:
+        starts = devices_here
+    doubts = check_environment(run, here=starts > 0)
     if devices_here is not None:  # this process is a rank, and nothing has prepared its environment
         set_environment(run)
-    if not run.launcher.dry_run:  # which may be asked of another machine than the one that trains
-        check_machine(run, _started_here(run) if devices_here is None else devices_here)
-    for doubt in doubts:
-        _warn(doubt)
+    check_machine(run, starts)
+    for doubt in doubts:  # to stderr: what a dry run prints is to be piped
+        print(f"warning: {doubt}", file=sys.stderr, flush=True)
     if run.launcher.dry_run or (devices_here is None and not starts_here(run)):
         return run, None  # decides, and leaves nothing behind
     claim(run)
@@ -89,17 +93,25 @@ def anchor(run: RunConfig) -> None:
         run.tokenizer.path = os.path.abspath(run.tokenizer.path)
 
 
-def check_environment(run: RunConfig) -> List[Problem]:
+def check_environment(run: RunConfig, here: bool) -> List[Problem]:
     """Refuse environment variables under which the ranks cannot work; returns doubtful ones.
 
+    Args:
+        here: ranks run on this machine, so what the variables name must be here too.
+
     Raises:
-        Refused: all that cannot work.
+        Refused: what cannot work.
     """
     ranks = {**os.environ, **environment.for_ranks(run, os.environ)}
     found = environment.problems(ranks, run.cluster.device, run)
+    if here:
+        found += rank_table.named_in(os.environ, run.cluster)
+        # Several nodes may be commands on one machine, to try it out: there lo is right.
+        found += interface_problems(os.environ, several=False)
     wrong = [str(problem) for problem in found if problem.status == "FAIL"]
     if wrong:
-        raise Refused("; ".join(wrong))
+        more = f" (and {len(wrong) - 4} more)" if len(wrong) > 4 else ""
+        raise Refused("; ".join(wrong[:4]) + more)
     return found
 
 
@@ -119,8 +131,11 @@ def check_machine(run: RunConfig, devices_here: int) -> None:
 
     Raises:
         Refused: torch, tensorboard or the device's driver is missing, there are too few devices,
-            the rank table or a network interface does not fit, or another loopmoe_train is here.
+            or another loopmoe_train is here.
     """
+    if not devices_here:
+        return
+    _check_package()
     if importlib.util.find_spec("torch") is None:
         raise Refused("torch is not installed", "run `make setup`, or pip install loopmoe-train")
     if run.observe.tensorboard and importlib.util.find_spec("tensorboard") is None:
@@ -133,13 +148,8 @@ def check_machine(run: RunConfig, devices_here: int) -> None:
             "engine=deepspeed but the package deepspeed is not installed",
             "pip install 'loopmoe-train[deepspeed]', or use engine=megatron",
         )
-    if not devices_here:
-        return
-    _check_package()
-    _check_interface()
     if run.cluster.device == "cpu":
         return
-    _check_rank_table(run)
     from loopmoe_train.device.accelerator import select
 
     backend = select(run.cluster.device)
@@ -161,35 +171,6 @@ def _check_package() -> None:
             f"command ({ours}), and ranks would import that",
             "start it from another folder, or install that one: pip install -e .",
         )
-
-
-def _check_interface() -> None:
-    """Refuse a network interface for gloo that this machine does not have."""
-    named, there = os.environ.get("GLOO_SOCKET_IFNAME", ""), Path("/sys/class/net")
-    missing = [one for one in named.split(",") if one and not (there / one).exists()]
-    if missing and there.is_dir():
-        raise Refused(
-            f"GLOO_SOCKET_IFNAME={named}: this machine has no {missing[0]}, it has "
-            f"{', '.join(sorted(path.name for path in there.iterdir()))}",
-            "unset it, or name one of these",
-        )
-
-
-def _check_rank_table(run: RunConfig) -> None:
-    """Refuse a rank table that HCCL would stumble over; warn of one that is only unusual."""
-    found = rank_table.named_in(os.environ, run.cluster)
-    for problem in found:
-        if problem.status == "WARN":
-            _warn(problem)
-    failed = [problem for problem in found if problem.status == "FAIL"]
-    if failed:
-        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        raise Refused(failed[0].what + more, failed[0].fix)
-
-
-def _warn(problem: Problem) -> None:
-    """To stderr: what a dry run prints is to be piped."""
-    print(f"warning: {problem}", file=sys.stderr, flush=True)
 
 
 def build_operators(run: RunConfig, say: Callable[[str], None]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -79,12 +80,13 @@ def build(run: RunConfig, vocab_size: int, batch: Callable[[int, int], Batch]) -
     Args:
         batch: (first sample, count) -> those samples of the global order.
     """
-    describe: Callable[[Any], str] = describe_non_finite
+    describe: Callable[[List[Any]], str] = describe_non_finite
     if run.engine == "deepspeed":
         from loopmoe_train.optim.zero import build_zero  # an extra that need not be installed
 
         model, optimizer = build_zero(run, vocab_size)
-        scheduler, describe = schedule(run, optimizer), optimizer.describe_gradients
+        scheduler = schedule(run, optimizer)
+        describe = partial(describe_non_finite, gradient_of=optimizer.gradient_of)
     else:
         model = build_model(run, vocab_size)
         optimizer, scheduler = build_optimizer(run, model)

@@ -136,12 +136,12 @@ def test_against_a_run():
 
 def test_a_launch_is_refused(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAM", "lo")
-    doubts = check_environment(run_of())
+    doubts = check_environment(run_of(), here=True)
     assert len(doubts) == 1 and doubts[0].fix == "did you mean GLOO_SOCKET_IFNAME?"
     monkeypatch.setenv("TASK_QUEUE_ENABLE", "7")
-    check_environment(run_of())  # nothing to the cpu
+    check_environment(run_of(), here=True)  # nothing to the cpu
     with pytest.raises(Refused, match="TASK_QUEUE_ENABLE=7 is malformed"):
-        check_environment(run_of("cluster=ascend_a2"))
+        check_environment(run_of("cluster=ascend_a2"), here=True)
 
 
 def test_names_are_those_of_the_library():

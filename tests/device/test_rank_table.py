@@ -15,7 +15,7 @@ from loopmoe_train.config.compose import compose
 from loopmoe_train.device.problem import Problem
 from loopmoe_train.device.rank_table import problems
 from loopmoe_train.errors import Refused
-from loopmoe_train.train.preflight import check_machine
+from loopmoe_train.train.preflight import check_environment
 
 Table = Dict[str, Any]
 
@@ -161,11 +161,11 @@ def test_a_launch_on_npu_reads_it_first(tmp_path: Path, monkeypatch: pytest.Monk
     device(0, 1, "device_ip", "")(whole)
     assert len(found(tmp_path, whole)) == 2
     monkeypatch.setenv("RANK_TABLE_FILE", str(tmp_path / "hccl.json"))
-    with pytest.raises(Refused, match="status is 'initializing'.*\\(and 1 more\\) -> let"):
-        check_machine(run, 8)
-    monkeypatch.delenv("RANK_TABLE_FILE")
-    with pytest.raises(Refused, match="npu"):  # goes on to what this machine lacks
-        check_machine(run, 8)
+    with pytest.raises(Refused, match="status is 'initializing'.* -> let .*; .* -> let"):
+        check_environment(run, here=True)
+    check_environment(run, here=False)  # ranks elsewhere: the table is there
+    run.cluster.device = "cpu"
+    check_environment(run, here=True)  # nobody reads it
 
 
 def test_no_torch_is_needed() -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
-from loopmoe_train.doctor.network import free_port
+from loopmoe_train.parallel.addresses import free_port
 
 ROOT = Path(__file__).parents[2]
 _SECONDS = 150.0

@@ -134,7 +134,7 @@ def test_a_device_that_is_not_there() -> None:
         "from loopmoe_train.config.compose import compose\n"
         "from loopmoe_train.doctor import device\n"
         "run = compose(['cluster=ascend_a2', 'cluster.devices=8', 'micro_batch_size=1'])\n"
-        "print(*device.device(run, True), sep='\\n')"
+        "print(*device.device(run, True, 1), sep='\\n')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     (said,) = done.stdout.splitlines()

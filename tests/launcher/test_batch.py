@@ -35,7 +35,7 @@ NASTY = "a'b\"c $(touch broken) `touch broken` $HOME #x @{y} %j é"
 def made(words: List[str], monkeypatch: pytest.MonkeyPatch, folder: Path) -> str:
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "executable", "/env/bin/python")
-    return batch.job(compose(words), words).replace(str(folder), "/work/here")
+    return batch.job(compose(words), words).replace(str(folder), "/shared/job")
 
 
 @pytest.mark.parametrize("name", JOBS)

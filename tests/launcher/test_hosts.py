@@ -8,6 +8,7 @@ from typing import List
 import pytest
 
 from loopmoe_train.config.compose import compose
+from loopmoe_train.device.environment_table import SETTINGS
 from loopmoe_train.errors import Refused
 from loopmoe_train.launcher import hosts, wrapped
 from loopmoe_train.launcher.hosts import Host
@@ -79,6 +80,15 @@ def test_names_of_variables_are_handed_on_and_no_value() -> None:
         "HCCL_CONNECT_TIMEOUT", "LOOPMOE_ATTEMPT", "MASTER_ADDR", "MASTER_PORT", "WANDB_API_KEY"
     ]  # fmt: skip
     assert words[-4:] == ["--tag-output", "python", "-m", "x"] and "canary" not in " ".join(words)
+
+
+def test_all_that_the_table_gives_ranks_is_handed_on() -> None:
+    """Also names that begin like nothing else, such as A3's number of streams."""
+    for device in ("cpu", "cuda", "npu"):
+        given = [one.name for one in SETTINGS if device in one.devices]
+        words = line(["launcher.hosts=[a,b]"], **dict.fromkeys(given, "1"))
+        named = {word for before, word in zip(words, words[1:]) if before == "-x"}
+        assert set(given) <= named, set(given) - named
 
 
 def test_the_first_host_is_where_all_meet_unless_told(tmp_path: Path) -> None:

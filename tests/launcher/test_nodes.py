@@ -22,15 +22,10 @@ from loopmoe_train.errors import RankLost, Refused, RunFailed
 from loopmoe_train.launcher import meet, nodes
 from loopmoe_train.launcher.cause import Fault
 from loopmoe_train.launcher.nodes import Ending
+from loopmoe_train.parallel.addresses import free_port
 from tests.launcher.tiny_run import attempts
 
 ROOT = Path(__file__).parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Place:

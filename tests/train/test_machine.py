@@ -9,7 +9,7 @@ import pytest
 from loopmoe_train.cli import main
 from loopmoe_train.config.compose import compose
 from loopmoe_train.errors import Refused
-from loopmoe_train.train.preflight import check_machine
+from loopmoe_train.train.preflight import check_environment, check_machine
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,11 +17,11 @@ ROOT = Path(__file__).parents[2]
 def test_an_interface_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     run = compose([])
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    check_machine(run, 2)
+    assert check_environment(run, here=True) == []
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo,nope")
-    with pytest.raises(Refused, match=r"this machine has no nope, it has .*\blo\b"):
-        check_machine(run, 2)
-    check_machine(run, 0)  # ranks start elsewhere
+    with pytest.raises(Refused, match=r"no interface 'nope'; there are .*\blo\b.* -> export"):
+        check_environment(run, here=True)
+    assert check_environment(run, here=False) == []  # ranks start elsewhere
 
 
 def test_another_package_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
